@@ -72,9 +72,7 @@ class FeatureBatch:
 
     def take(self, indices: NDArray[np.intp] | slice) -> FeatureBatch:
         """Return the images at `indices`, in that order."""
-        return FeatureBatch(
-            embeddings=self.embeddings[indices], cells=self.cells[indices], scales=self.scales[indices]
-        )
+        return FeatureBatch(embeddings=self.embeddings[indices], cells=self.cells[indices], scales=self.scales[indices])
 
     @classmethod
     def stack(cls, features: list[Features]) -> FeatureBatch:
@@ -113,7 +111,8 @@ def dequantise(batch: FeatureBatch) -> NDArray[np.float32]:
 
 def check_float_features(embeddings: NDArray[np.float32], cells: NDArray[np.float32]) -> None:
     """Raise FeaturesInvalidError unless the shapes agree, all is finite and embeddings have unit length."""
-    if embeddings.ndim != 2 or cells.ndim != 3 or cells.shape[::2] != embeddings.shape or not cells.shape[1]:
+    well_shaped = (embeddings.ndim, cells.ndim) == (2, 3) and cells.shape[::2] == embeddings.shape and cells.shape[1]
+    if not well_shaped:
         raise FeaturesInvalidError(
             f"expected embeddings [N, D] and cells [N, R, D]; got {embeddings.shape} and {cells.shape}"
         )

@@ -79,7 +79,7 @@ Global___Marginals: _TypeAlias = Marginals  # noqa: Y015
 
 @_typing.final
 class Query(_message.Message):
-    """What is searched for: exactly one of these."""
+    """What is searched for: one of these."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -127,7 +127,7 @@ class Rerank(_message.Message):
     """Weight of coarse_score in the final score, 0 to 10. Absent: 1 (the paper)."""
     marginals: Global___Marginals.ValueType
     epsilon: _builtins.float
-    """Entropic regularisation, 0.02 to 10. Absent: 0.05."""
+    """Entropic regularisation, 0.03 to 10. Absent: 0.05."""
     tolerance: _builtins.float
     """The solver stops for a pair when its L1 marginal error is at most this, 1e-6 to 1. Absent: 1e-4."""
     max_iterations: _builtins.int
