@@ -37,7 +37,8 @@ def one(image: Features) -> FeatureBatch:
 
 def unit(rows: ArrayLike) -> NDArray[np.float32]:
     array = np.array(rows, np.float64)
-    return (array / np.linalg.norm(array, axis=-1, keepdims=True)).astype(np.float32)
+    normalised: NDArray[np.float64] = array / np.linalg.norm(array, axis=-1, keepdims=True)
+    return normalised.astype(np.float32)
 
 
 @few

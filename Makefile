@@ -1,0 +1,66 @@
+# Every target does its own set-up: .venv/ holds the pinned versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create the virtual environment with pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (pinned by constraints.txt) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q -c constraints.txt hatchling editables
+	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[service,export,dev]'
+	@touch $@
+
+demo: $(READY) ## export, serve, ingest, search and explain the sample images; pictures in build/demo/
+	@$(BIN)/python tools/demo.py
+
+test: $(READY) ## every test, with branch coverage
+	@$(BIN)/python -m pytest --cov --cov-report=term
+
+check: $(READY) ## ruff, mypy, import layers, stub drift, buf, Dockerfile and compose schema
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/stubs.py --check
+	$(BIN)/python tools/lint_contract.py
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/python tools/sizes.py
+
+format: $(READY) ## let ruff format and fix what it can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+stubs: $(READY) ## generate the gRPC stubs again
+	$(BIN)/python tools/stubs.py
+
+samples: $(READY) ## make samples/ again from the emoji sets (needs npm)
+	$(BIN)/python tools/make_samples.py
+
+bench: bench-matching bench-search bench-ingest bench-accuracy ## every benchmark
+
+bench-matching: $(READY) ## the kernel against the same algorithm in torch
+	@$(BIN)/python tests/benchmarks/matching.py
+
+bench-search: $(READY) ## two-stage search in a gallery of 10,000
+	@$(BIN)/python tests/benchmarks/searching.py
+
+bench-ingest: $(READY) ## bulk ingest through the server against bare ONNX Runtime
+	@$(BIN)/python tests/benchmarks/ingest.py
+
+bench-accuracy: $(READY) ## P@1, R-Precision and MAP@R on the full emoji sets (needs npm)
+	@$(BIN)/python tests/benchmarks/accuracy.py
+
+clean: ## remove what builds and runs left behind; keeps .venv/
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
