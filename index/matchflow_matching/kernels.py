@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from matchflow_matching.features import INT8_MAX
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -285,6 +287,25 @@ def same_cell(
                 total += np.float64(values[p, i, i] * image_scales[p, i] * query_scales[i])
                 count += 1
         structural[p] = np.float32(total / count) if count else np.float32(0)
+
+
+@compiled()
+def round_embeddings(embeddings: Floats, rounded: Floats, readable: Mask) -> None:
+    """Fill rounded [N, D] with embeddings float32 [N, D] scaled to a largest component of +-127, as whole numbers.
+
+    Zero vectors stay zero. Where a number is not finite, the vector becomes zero and readable bool [N] false.
+    """
+    for p in range(embeddings.shape[0]):
+        peak = np.float32(0)
+        readable[p] = True
+        for k in range(embeddings.shape[1]):
+            size = abs(embeddings[p, k])
+            peak = max(peak, size)
+            readable[p] &= size < np.float32(np.inf)
+        usable = readable[p] and peak > 0
+        factor = np.float32(INT8_MAX) / peak if usable else np.float32(0)
+        for k in range(embeddings.shape[1]):
+            rounded[p, k] = np.rint(embeddings[p, k] * factor) if usable else np.float32(0)
 
 
 @compiled()

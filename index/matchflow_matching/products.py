@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from matchflow_matching import kernels
 from matchflow_matching.errors import FeaturesInvalidError
 from matchflow_matching.features import INT8_MAX
 
@@ -56,11 +57,12 @@ def multiply(
     query_valid = _mask(query_mask, query.scales.shape, "query_mask")
     image_valid = _mask(image_masks, candidates.scales.shape, "image_masks")
     image_scales = candidates.scales.astype(np.float32)
-    readable = np.logical_and(np.isfinite(image_scales).all(axis=1), np.isfinite(candidates.embeddings).all(axis=1))
+    values, readable = _integer_products(query, candidates)
+    readable &= np.isfinite(image_scales).all(axis=1)
     if not readable.all():
-        image_scales = np.where(readable[:, None], image_scales, np.float32(0))
+        image_scales[~readable] = 0
     return Products(
-        values=_integer_products(query, candidates, readable),
+        values=values,
         image_scales=image_scales,
         query_scales=query.scales.astype(np.float32),
         image_valid=image_valid,
@@ -94,27 +96,26 @@ def _mask(mask: NDArray[np.bool_] | None, shape: tuple[int, ...], name: str) -> 
     return mask
 
 
-def _integer_products(query: Features, candidates: FeatureBatch, readable: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _integer_products(query: Features, candidates: FeatureBatch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     n, rx, dim = candidates.cells.shape
     dtype = np.float32 if dim <= EXACT_IN_FLOAT32 else np.float64
-    embeddings = candidates.embeddings
-    if not readable.all():
-        embeddings = np.where(readable[:, None], embeddings, np.float32(0))
+    readable = np.empty(n, np.bool_)
     rows = np.empty((n, rx + 1, dim), dtype=dtype)
     rows[:, :rx] = candidates.cells
-    rows[:, rx] = whole_numbers(embeddings)
+    kernels.round_embeddings(candidates.embeddings, rows[:, rx], readable)
     columns = np.empty((len(query.cells) + 1, dim), dtype=dtype)
     columns[:-1] = query.cells
     columns[-1] = whole_numbers(query.embedding[None])[0]
     product = rows.reshape(n * (rx + 1), dim) @ columns.T
-    return product.reshape(n, rx + 1, len(columns)).astype(np.float32, copy=False)
+    return product.reshape(n, rx + 1, len(columns)).astype(np.float32, copy=False), readable
 
 
 def whole_numbers(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return vectors [N, D] scaled so that the largest component is +-127, and rounded; zero vectors stay zero.
+    """Return vectors [N, D] scaled so that the largest component is +-127, and rounded.
 
-    Only directions matter here: the scale cancels when the weights are normalised.
+    Only directions matter here: the scale cancels when the weights are normalised. Vectors that are zero or not finite
+    become zero.
     """
-    peaks = np.abs(embeddings).max(axis=1, keepdims=True)
-    factors = INT8_MAX / np.where(peaks > 0, peaks, np.float32(1))
-    return np.rint(embeddings * factors.astype(np.float32))
+    rounded = np.empty_like(embeddings)
+    kernels.round_embeddings(embeddings, rounded, np.empty(len(embeddings), np.bool_))
+    return rounded
