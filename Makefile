@@ -51,16 +51,16 @@ samples: $(READY) ## make samples/ again from the emoji sets (needs npm)
 bench: bench-matching bench-search bench-ingest bench-accuracy ## every benchmark
 
 bench-matching: $(READY) ## the kernel against the same algorithm in torch
-	@$(BIN)/python tests/benchmarks/matching.py
+	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/matching.py
 
 bench-search: $(READY) ## two-stage search in a gallery of 10,000
-	@$(BIN)/python tests/benchmarks/searching.py
+	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/searching.py
 
 bench-ingest: $(READY) ## bulk ingest through the server against bare ONNX Runtime
-	@$(BIN)/python tests/benchmarks/ingest.py
+	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/ingest.py
 
 bench-accuracy: $(READY) ## P@1, R-Precision and MAP@R on the full emoji sets (needs npm)
-	@$(BIN)/python tests/benchmarks/accuracy.py
+	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/accuracy.py
 
 clean: ## remove what builds and runs left behind; keeps .venv/
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
