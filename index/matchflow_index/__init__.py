@@ -1,0 +1,52 @@
+"""Galleries: durable truth, coarse vectors and cell maps, two-stage search, evaluation. Knows no wire."""
+
+from matchflow_index.errors import (
+    BundleMismatchError,
+    FeaturesRejectedError,
+    GalleryExistsError,
+    GalleryIndexError,
+    GalleryNotFoundError,
+    ImageNotFoundError,
+    ImageRejectedError,
+    InvalidQueryError,
+    StoreUnavailableError,
+)
+from matchflow_index.evaluation import METHODS, EvaluationReport, LabelledImages, Method, Metrics, evaluate
+from matchflow_index.filters import ImageFilter, LabelCondition
+from matchflow_index.gallery import Gallery
+from matchflow_index.records import GallerySpec, ImageRecord, NewImage, PutOutcome, PutResult
+from matchflow_index.search import Certificate, Hit, RerankState, SearchAnswer, SearchQuery, SearchTimings
+from matchflow_index.store import GalleryStore
+
+__all__ = [
+    "METHODS",
+    "BundleMismatchError",
+    "Certificate",
+    "EvaluationReport",
+    "FeaturesRejectedError",
+    "Gallery",
+    "GalleryExistsError",
+    "GalleryIndexError",
+    "GalleryNotFoundError",
+    "GallerySpec",
+    "GalleryStore",
+    "Hit",
+    "ImageFilter",
+    "ImageNotFoundError",
+    "ImageRecord",
+    "ImageRejectedError",
+    "InvalidQueryError",
+    "LabelCondition",
+    "LabelledImages",
+    "Method",
+    "Metrics",
+    "NewImage",
+    "PutOutcome",
+    "PutResult",
+    "RerankState",
+    "SearchAnswer",
+    "SearchQuery",
+    "SearchTimings",
+    "StoreUnavailableError",
+    "evaluate",
+]

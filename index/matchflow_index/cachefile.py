@@ -1,0 +1,83 @@
+"""Cache files: a header that says what the file reflects, a checksum over all of it, and atomic replacement."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from matchflow_index.errors import CacheDamagedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAGIC = b"MFCACHE\n"
+FORMAT = 1
+# magic, format version, length of the header, CRC-32 of header and payload
+_PREFIX = struct.Struct("<8sIII")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheHeader:
+    """What a cache file reflects.
+
+    `gallery_uuid` tells galleries apart that had the same id one after the other; `slots_checksum` is the CRC-32 of the
+    row ids in slot order, and `slab_checksum` that of the slab's rows.
+    """
+
+    kind: str
+    gallery_id: str
+    gallery_uuid: str
+    sequence: int
+    slots: int
+    cells: int
+    dim: int
+    slots_checksum: int
+    slab_checksum: int
+
+
+def write_cache(path: Path, header: CacheHeader, payload: bytes) -> None:
+    """Write a cache file so that the old one or the new one is there, whenever the power fails; OSError on failure."""
+    head = json.dumps(asdict(header)).encode()
+    checksum = zlib.crc32(payload, zlib.crc32(head))
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(_PREFIX.pack(MAGIC, FORMAT, len(head), checksum))
+            file.write(head)
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        synchronise_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_cache(path: Path) -> tuple[CacheHeader, bytes]:
+    """Return a cache file's header and payload; CacheDamagedError unless every byte is as it was written."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CacheDamagedError(f"missing ({error.strerror})") from error
+    if len(data) < _PREFIX.size:
+        raise CacheDamagedError(f"truncated: {len(data)} bytes")
+    magic, version, length, checksum = _PREFIX.unpack_from(data)
+    if (magic, version) != (MAGIC, FORMAT):
+        raise CacheDamagedError(f"expected {MAGIC!r} of format {FORMAT}; got {magic!r} of format {version}")
+    body = memoryview(data)[_PREFIX.size :]
+    if zlib.crc32(body) != checksum:
+        raise CacheDamagedError("its checksum does not match its bytes")
+    return CacheHeader(**json.loads(bytes(body[:length]))), bytes(body[length:])
+
+
+def synchronise_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""The exceptions of matchflow_index.
+
+GalleryIndexError
+├── GalleryNotFoundError     no gallery of that id, or it was deleted meanwhile
+├── GalleryExistsError       that gallery id is taken
+├── ImageNotFoundError       no image of that id in the gallery
+├── ImageRejectedError       an image id or a label that can't be stored
+│   └── FeaturesRejectedError    features of a wrong shape, type or value
+├── BundleMismatchError      features of another bundle than the gallery is pinned to
+├── InvalidQueryError        a search or an evaluation that makes no sense
+├── StoreUnavailableError    the store can't be opened, read or written
+└── CacheDamagedError        a cache is missing, stale, damaged or foreign; never leaves the package: it is rebuilt
+"""
+
+from __future__ import annotations
+
+
+class GalleryIndexError(Exception):
+    """Root of what this package raises on purpose."""
+
+
+class GalleryNotFoundError(GalleryIndexError):
+    """No gallery of that id, or it was deleted meanwhile."""
+
+    def __init__(self, gallery_id: str) -> None:
+        super().__init__(f"there is no gallery {gallery_id!r}")
+        self.gallery_id = gallery_id
+
+
+class GalleryExistsError(GalleryIndexError):
+    """The gallery id is taken."""
+
+    def __init__(self, gallery_id: str) -> None:
+        super().__init__(f"there already is a gallery {gallery_id!r}")
+        self.gallery_id = gallery_id
+
+
+class ImageNotFoundError(GalleryIndexError):
+    """No image of that id in the gallery."""
+
+    def __init__(self, gallery_id: str, image_id: str) -> None:
+        super().__init__(f"there is no image {image_id!r} in gallery {gallery_id!r}")
+        self.gallery_id = gallery_id
+        self.image_id = image_id
+
+
+class ImageRejectedError(GalleryIndexError):
+    """An image's id or labels can't be stored."""
+
+
+class FeaturesRejectedError(ImageRejectedError):
+    """Features have another shape, type or value than the gallery takes."""
+
+
+class BundleMismatchError(GalleryIndexError):
+    """Features were computed by another bundle than the gallery is pinned to."""
+
+    def __init__(self, *, expected: str, actual: str) -> None:
+        super().__init__(f"the gallery is pinned to bundle {expected}; got features of bundle {actual}")
+        self.expected = expected
+        self.actual = actual
+
+
+class InvalidQueryError(GalleryIndexError):
+    """A search or an evaluation that makes no sense."""
+
+
+class StoreUnavailableError(GalleryIndexError):
+    """The store can't be opened, read or written: locked, read-only, full, damaged or closed."""
+
+
+class CacheDamagedError(GalleryIndexError):
+    """A cache is missing, stale, damaged or foreign; whoever loads it rebuilds it from the truth."""

@@ -1,0 +1,214 @@
+"""How well a method ranks a labelled gallery: P@1, R-Precision and MAP@R.
+
+For a query with R relevant images (other images of its class in the gallery that is searched), rel(i) in {0, 1} of the
+i-th ranked image and P(i) the share of relevant ones among the first i:
+
+    P@1 = rel(1)      R-Precision = sum_{i<=R} rel(i) / R      MAP@R = sum_{i<=R} P(i) rel(i) / R
+
+as in Musgrave, Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020. The query is never in its own gallery, the
+ranking holds the whole gallery, and ties break by image id. The best `depth` by cosine are re-ranked; below them the
+coarse order goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from matchflow_index.errors import InvalidQueryError
+from matchflow_index.shortlist import exact_cosines
+from matchflow_matching import MatchMode, MatchSettings, match
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from matchflow_matching import FeatureBatch, Features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledImages:
+    """N images with their labels, wherever they come from."""
+
+    image_ids: tuple[str, ...]
+    labels: tuple[Mapping[str, str], ...]
+    features: FeatureBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A named way of scoring the candidates."""
+
+    name: str
+    settings: MatchSettings
+
+
+METHODS = (
+    Method(name="cosine", settings=MatchSettings(mode=MatchMode.COSINE)),
+    Method(name="max_sim", settings=MatchSettings(mode=MatchMode.MAX_SIM, global_weight=0.0)),
+    Method(name="same_cell", settings=MatchSettings(mode=MatchMode.SAME_CELL, global_weight=0.0)),
+    Method(name="structural", settings=MatchSettings(mode=MatchMode.STRUCTURAL, global_weight=0.0)),
+    Method(name="structural_plus_cosine", settings=MatchSettings(mode=MatchMode.STRUCTURAL, global_weight=1.0)),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Means over the queries, each 0 to 1."""
+
+    p_at_1: float
+    r_precision: float
+    map_at_r: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """What was measured, and on what.
+
+    `classes` counts the classes of the queries and `gallery` the images that each query is ranked against.
+    `skipped` queries had no class or no relevant image; the metrics are over the `queries` that are left.
+    """
+
+    classes: int
+    gallery: int
+    queries: int
+    skipped: int
+    depth: int
+    methods: Mapping[str, Metrics] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the report as one flat object for JSON, a method's metrics under its name."""
+        counts: dict[str, object] = {
+            "classes": self.classes,
+            "gallery": self.gallery,
+            "queries": self.queries,
+            "skipped": self.skipped,
+            "depth": self.depth,
+        }
+        return counts | {
+            name: {"p_at_1": m.p_at_1, "r_precision": m.r_precision, "map_at_r": m.map_at_r}
+            for name, m in self.methods.items()
+        }
+
+
+def silent(done: int, total: int) -> None:
+    """Tell nobody about the progress."""
+
+
+def evaluate(
+    images: LabelledImages,
+    *,
+    class_field: str,
+    query_field: str | None = None,
+    query_values: frozenset[str] = frozenset(),
+    methods: Sequence[Method] = METHODS,
+    depth: int = 0,
+    progress: Callable[[int, int], None] = silent,
+) -> EvaluationReport:
+    """Rank the gallery for every query by every method.
+
+    Images with one of `query_values` in label `query_field` are the queries, against all images that have none of them;
+    without `query_field` every image is a query against all others. Relevant is what has the same `class_field`.
+    `depth` 0 re-ranks the whole gallery. `progress` is told (queries done, queries in all).
+    Raises InvalidQueryError when there is no query, no gallery or a negative depth.
+    """
+    if depth < 0:
+        raise InvalidQueryError(f"depth must be at least 0; got {depth}")
+    ground = _Ground.of(images, class_field)
+    asks = np.array([query_field is None or each.get(query_field) in query_values for each in images.labels], bool)
+    queries, gallery_size = np.flatnonzero(asks), len(asks) - 1 if query_field is None else int((~asks).sum())
+    if not len(queries) or gallery_size < 1:
+        raise InvalidQueryError(f"expected queries and a gallery; got {len(queries)} queries and {gallery_size} images")
+    measured: list[list[tuple[float, float, float]]] = []
+    for done, query in enumerate(queries.tolist(), start=1):
+        gallery = np.flatnonzero(~asks) if query_field is not None else np.delete(np.arange(len(asks)), query)
+        relevant = (ground.classes[gallery] == ground.classes[query]) & (ground.classes[gallery] >= 0)
+        if relevant.any():
+            measured.append([measure(relevant[order]) for order in ground.rankings(query, gallery, methods, depth)])
+        progress(done, len(queries))
+    return EvaluationReport(
+        classes=len(set(ground.classes[queries].tolist()) - {-1}),
+        gallery=gallery_size,
+        queries=len(measured),
+        skipped=len(queries) - len(measured),
+        depth=depth,
+        methods=_means(methods, measured),
+    )
+
+
+def measure(relevant: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Return P@1, R-Precision and MAP@R of one ranking, best first, that holds all relevant images.
+
+    Three of five are relevant, at places 1, 3 and 4, so R = 3: P@1 is 1; two of the first three are relevant; and
+    MAP@R is (1/1 + 2/3) / 3.
+
+    >>> measure(np.array([True, False, True, True, False]))
+    (1.0, 0.6666666666666666, 0.5555555555555555)
+    """
+    r = int(relevant.sum())
+    head = relevant[:r]
+    precisions = np.cumsum(head) / np.arange(1, r + 1)
+    return float(head[0]), float(head.mean()), float((precisions * head).sum() / r)
+
+
+def _means(methods: Sequence[Method], measured: list[list[tuple[float, float, float]]]) -> dict[str, Metrics]:
+    """Return each method's means; zeros when no query could be measured."""
+    sums = np.array(measured, np.float64).reshape(-1, len(methods), 3)
+    means = sums.sum(axis=0) / max(1, len(sums))
+    return {
+        method.name: Metrics(p_at_1=p_at_1, r_precision=r_precision, map_at_r=map_at_r)
+        for method, (p_at_1, r_precision, map_at_r) in zip(methods, means.tolist(), strict=True)
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ground:
+    """What rankings are made of: features, the place of each image in the order of ids, and its class (-1: none)."""
+
+    features: FeatureBatch
+    places: NDArray[np.intp]
+    classes: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, images: LabelledImages, class_field: str) -> _Ground:
+        places = np.empty(len(images.image_ids), np.intp)
+        places[sorted(range(len(places)), key=lambda k: images.image_ids[k])] = np.arange(len(places))
+        codes: dict[str, int] = {}
+        classes = [
+            -1 if (name := each.get(class_field)) is None else codes.setdefault(name, len(codes))
+            for each in images.labels
+        ]
+        return cls(features=images.features, places=places, classes=np.array(classes, np.intp))
+
+    def rankings(
+        self, query: int, gallery: NDArray[np.intp], methods: Sequence[Method], depth: int
+    ) -> list[NDArray[np.intp]]:
+        """Return, per method, the positions in `gallery` from best to worst."""
+        features = self.features[query]
+        cosines = exact_cosines(features.embedding, self.features.embeddings[gallery])
+        coarse = np.lexsort((self.places[gallery], -cosines))
+        head = coarse[: depth or len(coarse)]
+        candidates = self.features.take(gallery[head])
+        places = self.places[gallery[head]]
+        return [
+            np.concatenate([head[np.lexsort((places, -scores))], coarse[len(head) :]])
+            for scores in method_scores(features, candidates, methods)
+        ]
+
+
+def method_scores(features: Features, candidates: FeatureBatch, methods: Sequence[Method]) -> list[NDArray[np.float32]]:
+    """Return the scores float32 [N] of each method, as `match` gives them.
+
+    Methods that differ only in the weight of the cosine share one run of the solver.
+    """
+    runs = {}
+    scores = []
+    for method in methods:
+        weight, settings = method.settings.global_weight, replace(method.settings, global_weight=0.0)
+        if settings not in runs:
+            runs[settings] = match(features, candidates, settings)
+        scores.append(runs[settings].structural + np.float32(weight) * runs[settings].cosine)
+    return scores

@@ -1,0 +1,143 @@
+"""The values that go into galleries and come out of them, and how they are written down."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from matchflow_matching.features import CellGrid, FeatureBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from matchflow_matching.features import Features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GallerySpec:
+    """What a gallery is pinned to for its whole life; `create_time_s` is in seconds since 1970."""
+
+    gallery_id: str
+    model: str
+    bundle_digest: str
+    grid: CellGrid
+    embedding_dim: int
+    keep_thumbnails: bool
+    create_time_s: float
+
+    def encode(self) -> bytes:
+        """Return the specification as JSON."""
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "grid"}
+        return _json({**fields, "grid": [self.grid.rows, self.grid.columns]})
+
+    @classmethod
+    def decode(cls, data: bytes) -> GallerySpec:
+        """Return the specification that `encode` wrote."""
+        fields = json.loads(data)
+        rows, columns = fields.pop("grid")
+        return cls(grid=CellGrid(rows=rows, columns=columns), **fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewImage:
+    """An image to put; `width_px` and `height_px` are 0 for ready-made features."""
+
+    image_id: str
+    content_hash: str
+    labels: Mapping[str, str]
+    width_px: int
+    height_px: int
+    features: Features
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecord:
+    """What is known of a stored image besides its features; `update_time_s` is in seconds since 1970."""
+
+    image_id: str
+    row_id: int
+    content_hash: str
+    labels: Mapping[str, str]
+    width_px: int
+    height_px: int
+    update_time_s: float
+
+    def encode(self) -> bytes:
+        """Return the record as a JSON array, in the order of its fields."""
+        return _json([getattr(self, name) if name != "labels" else dict(self.labels) for name in self.__slots__])
+
+    @classmethod
+    def decode(cls, data: bytes) -> ImageRecord:
+        """Return the record that `encode` wrote."""
+        return cls(**dict(zip(cls.__slots__, json.loads(data), strict=True)))
+
+
+class PutOutcome(enum.StrEnum):
+    """What a put did."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutResult:
+    """What became of one put image; `sequence` is the last change of the gallery that it needs."""
+
+    outcome: PutOutcome
+    row_id: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowLayout:
+    """How a row is written: embedding float32 [D], cells int8 [R, D], scales float16 [R], little-endian, no gaps.
+
+    >>> RowLayout(cells=16, dim=128).size_bytes
+    2592
+    """
+
+    cells: int
+    dim: int
+
+    @classmethod
+    def of(cls, spec: GallerySpec) -> RowLayout:
+        """Return the layout of a gallery's rows."""
+        return cls(cells=spec.grid.size, dim=spec.embedding_dim)
+
+    @property
+    def size_bytes(self) -> int:
+        """The length of one row."""
+        return 4 * self.dim + self.cells * self.dim + 2 * self.cells
+
+    def pack(self, features: Features) -> bytes:
+        """Return one image's features as a row."""
+        return (
+            features.embedding.astype("<f4", copy=False).tobytes()
+            + features.cells.tobytes()
+            + features.scales.astype("<f2", copy=False).tobytes()
+        )
+
+    def unpack(self, rows: NDArray[np.uint8]) -> FeatureBatch:
+        """Return rows uint8 [N, size_bytes] as a batch of contiguous arrays, copied."""
+        n, first, second = len(rows), 4 * self.dim, (4 + self.cells) * self.dim
+        return FeatureBatch(
+            embeddings=self.embeddings(rows),
+            cells=np.ascontiguousarray(rows[:, first:second]).view(np.int8).reshape(n, self.cells, self.dim),
+            scales=np.ascontiguousarray(rows[:, second:]).view("<f2").astype(np.float16, copy=False),
+        )
+
+    def embeddings(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the embeddings float32 [N, D] of rows uint8 [N, size_bytes], copied."""
+        return np.ascontiguousarray(rows[:, : 4 * self.dim]).view("<f4").astype(np.float32, copy=False)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,152 @@
+"""A store: a directory with the truth of all its galleries and their caches.
+
+truth.lmdb/            the truth
+caches/<uuid>/         one folder per gallery, all of it derived
+writer.lock            held by the one process that may write
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from typing import TYPE_CHECKING, Self
+
+from matchflow_index.caches import GalleryCaches
+from matchflow_index.errors import GalleryNotFoundError, StoreUnavailableError
+from matchflow_index.gallery import Gallery
+from matchflow_index.lmdb_environment import INITIAL_MAP_BYTES, MAX_MAP_BYTES
+from matchflow_index.lmdb_truth import LmdbTruth
+from matchflow_index.locking import WriterLock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from matchflow_index.records import GallerySpec
+    from matchflow_index.truth import StoredGallery, Truth
+
+logger = logging.getLogger(__name__)
+
+
+class GalleryStore:
+    """An open store. All methods may be called from any thread. Galleries are loaded when they are first asked for."""
+
+    def __init__(self, path: Path, truth: Truth, *, read_only: bool, lock: WriterLock | None) -> None:
+        """Use `GalleryStore.open`."""
+        self._path = path
+        self._truth = truth
+        self._read_only = read_only
+        self._lock = lock
+        self._loading = threading.Lock()
+        self._loaded: dict[str, Gallery] = {}
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        read_only: bool = False,
+        map_bytes: int = INITIAL_MAP_BYTES,
+        max_map_bytes: int = MAX_MAP_BYTES,
+    ) -> GalleryStore:
+        """Open the store in directory `path`; a writer creates what is missing.
+
+        Read-only, any number of processes may look while one writes; searches see what was there when each gallery
+        was first asked for. `map_bytes` is where LMDB's map starts and `max_map_bytes` where it stops growing.
+        Raises StoreUnavailableError: locked by another process, unreadable, full.
+        """
+        lock = None
+        if not read_only:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreUnavailableError(f"{path} can't be created: {error}") from error
+            lock = WriterLock(path / "writer.lock")
+        try:
+            truth = LmdbTruth(
+                path / "truth.lmdb", read_only=read_only, map_bytes=map_bytes, max_map_bytes=max_map_bytes
+            )
+        except StoreUnavailableError:
+            if lock:
+                lock.release()
+            raise
+        store = cls(path, truth, read_only=read_only, lock=lock)
+        if not read_only:
+            store._drop_orphans()
+        return store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def list(self) -> list[GallerySpec]:
+        """Return the specifications of all galleries, in order of id."""
+        self._check_open()
+        return [stored.spec for stored in self._truth.galleries()]
+
+    def create(self, spec: GallerySpec) -> Gallery:
+        """Create an empty gallery; GalleryExistsError when the id is taken."""
+        self._check_open()
+        self._truth.create(spec)
+        return self.gallery(spec.gallery_id)
+
+    def gallery(self, gallery_id: str) -> Gallery:
+        """Return a gallery, loaded with the first call; GalleryNotFoundError."""
+        with self._loading:
+            self._check_open()
+            if gallery_id not in self._loaded:
+                self._loaded[gallery_id] = self._load(gallery_id)
+            return self._loaded[gallery_id]
+
+    def _load(self, gallery_id: str) -> Gallery:
+        for stored in self._truth.galleries():
+            if stored.spec.gallery_id == gallery_id:
+                caches = GalleryCaches(self._caches_of(stored), stored, read_only=self._read_only)
+                return Gallery(stored, self._truth, caches)
+        raise GalleryNotFoundError(gallery_id)
+
+    def delete(self, gallery_id: str) -> None:
+        """Delete a gallery with all its images; GalleryNotFoundError.
+
+        Whoever still holds the Gallery can search what it had, and gets GalleryNotFoundError for everything else.
+        """
+        with self._loading:
+            self._check_open()
+            stored = self._truth.delete(gallery_id)
+            gallery = self._loaded.pop(gallery_id, None)
+            if gallery:
+                gallery.discard()
+            shutil.rmtree(self._caches_of(stored), ignore_errors=True)
+
+    def _caches_of(self, stored: StoredGallery) -> Path:
+        return self._path / "caches" / stored.uuid
+
+    def _drop_orphans(self) -> None:
+        """Remove caches whose gallery is gone: its deletion was cut off between truth and caches."""
+        known = {self._caches_of(stored) for stored in self._truth.galleries()}
+        for folder in set((self._path / "caches").glob("*")) - known:
+            logger.info("removing %s: no gallery has these caches", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailableError(f"{self._path} is closed")
+
+    def close(self) -> None:
+        """Save all caches and let go of the store; once closed, closing does nothing."""
+        with self._loading:
+            if self._closed:
+                return
+            self._closed = True
+            for gallery in self._loaded.values():
+                gallery.close()
+            self._loaded.clear()
+            self._truth.close()
+            if self._lock:
+                self._lock.release()
