@@ -1,0 +1,254 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import grpc
+
+from matchflow import calls, ranking, replies
+from matchflow.channel import CHANNEL_OPTIONS, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from matchflow.errors import from_rpc_error
+from matchflow.ingest import MAX_ITEMS_IN_FLIGHT, IngestLedger
+from matchflow.ingest_stream import AsyncIngestStream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+
+    from matchflow.call import Call, Page
+    from matchflow.errors import MatchflowError
+    from matchflow.ingest import IngestItem, IngestSummary, OnResult
+    from matchflow.matches import AsyncHit, Comparison, Explanation, SearchResult
+    from matchflow.ranking import LabelConditions
+    from matchflow.sources import ImageFile, QuerySource
+    from matchflow.v1 import search_pb2
+    from matchflow.values import (
+        DeletedImages,
+        Features,
+        Gallery,
+        Health,
+        Image,
+        ImageRef,
+        Model,
+        RerankMode,
+        Tuning,
+    )
+
+ValueT = TypeVar("ValueT")
+
+
+class AsyncClient:
+    """A connection to a Matchflow server for one event loop; make it there. Close it, or use it in `async with`.
+
+    Arguments and errors are those of `Client`. Files are read on worker threads.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self.target = target
+        self.timeout_s = timeout_s
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        await self._channel.close()
+
+    async def create_gallery(self, gallery: str, *, model: str = "", thumbnails: bool = True) -> Gallery:
+        """Create a gallery for images of one model; without `model` the server's default one."""
+        return await self._run(calls.create_gallery(gallery, model=model, thumbnails=thumbnails))
+
+    async def get_gallery(self, gallery: str) -> Gallery:
+        """Return a gallery."""
+        return await self._run(calls.get_gallery(gallery))
+
+    def list_galleries(self) -> AsyncIterator[Gallery]:
+        """Give every gallery, page by page."""
+        return self._pages(calls.list_galleries)
+
+    async def delete_gallery(self, gallery: str) -> None:
+        """Delete a gallery and every image in it."""
+        await self._run(calls.delete_gallery(gallery))
+
+    async def get_image(self, image: ImageRef) -> Image:
+        """Return a stored image's record."""
+        return await self._run(calls.get_image(image))
+
+    def list_images(self, gallery: str) -> AsyncIterator[Image]:
+        """Give every image of a gallery in the order of ids, page by page."""
+        return self._pages(lambda token: calls.list_images(gallery, token))
+
+    async def update_labels(self, image: ImageRef, labels: Mapping[str, str]) -> Image:
+        """Replace the labels of a stored image."""
+        return await self._run(calls.update_labels(image, labels))
+
+    async def delete_images(self, gallery: str, image_ids: Iterable[str]) -> DeletedImages:
+        """Delete images; ids that are not there are counted, not an error."""
+        parts = [await self._run(call) for call in calls.delete_images(gallery, image_ids)]
+        return calls.add_deletions(parts)
+
+    async def ingest(
+        self,
+        gallery: str,
+        items: Iterable[IngestItem] | AsyncIterable[IngestItem],
+        *,
+        on_result: OnResult | None = None,
+        max_in_flight: int = MAX_ITEMS_IN_FLIGHT,
+    ) -> IngestSummary:
+        """Put images in, and say what became of each.
+
+        Files are read one by one as the server takes them. An item that fails is in the summary and stops nothing.
+        Raises when the stream itself fails, with `.acknowledged` items stored; sending all again is safe, and skips
+        those.
+        """
+        ledger = IngestLedger(gallery, max_items=max_in_flight)
+        return await AsyncIngestStream(ledger, items).run(self._channel, self.target, on_result)
+
+    async def search(
+        self,
+        query: QuerySource,
+        *,
+        gallery: str,
+        top_k: int = 10,
+        mode: RerankMode | str | None = None,
+        depth: int | None = None,
+        tuning: Tuning | None = None,
+        max_flows: int = 8,
+        where: LabelConditions | None = None,
+        where_not: LabelConditions | None = None,
+        exclude: Iterable[str] = (),
+        min_score: float | None = None,
+        include_query_image: bool = False,
+        timeout_s: float | None = None,
+    ) -> SearchResult[AsyncHit]:
+        """Find the images of a gallery that match best.
+
+        query: a file's path, encoded bytes, an ImageRef of a stored image, or Features. depth: coarse candidates that
+        are re-ranked. where: labels that a hit must have, {"designer": "noto"} or {"designer": ["noto", "fluent"]};
+        where_not: must not have. exclude: image ids that are never returned. A stored query image is no hit of its own
+        unless asked for. When the deadline comes early, the answer says so in `rerank`.
+        """
+        request = await asyncio.to_thread(
+            calls.search_request,
+            query,
+            gallery=gallery,
+            top_k=top_k,
+            rerank=ranking.rerank(mode, tuning, depth=depth),
+            max_flows=max_flows,
+            filter_=ranking.label_filter(gallery, where, where_not, exclude),
+            min_score=min_score,
+            include_query_image=include_query_image,
+        )
+
+        def make_hit(hit: search_pb2.Hit) -> AsyncHit:
+            return replies.async_hit(hit, lambda: self._run(calls.render_hit(request, hit)))
+
+        return replies.search_result(await self._run(calls.search(request), timeout_s), make_hit)
+
+    async def compare(
+        self,
+        query: QuerySource,
+        image: QuerySource,
+        *,
+        mode: RerankMode | str | None = None,
+        tuning: Tuning | None = None,
+        max_flows: int | None = None,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> Comparison:
+        """Score any two images with their full plan; `model` counts when neither is stored."""
+        rerank = ranking.rerank(mode, tuning)
+        call = await asyncio.to_thread(calls.compare, query, image, rerank=rerank, max_flows=max_flows, model=model)
+        return await self._run(call, timeout_s)
+
+    async def explain(
+        self,
+        query: QuerySource,
+        image: ImageRef,
+        *,
+        mode: RerankMode | str | None = None,
+        tuning: Tuning | None = None,
+        max_flows: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Explanation:
+        """Say again what a search says of a stored image, with its full plan unless `max_flows` limits it."""
+        call = await asyncio.to_thread(
+            calls.explain, query, image, rerank=ranking.rerank(mode, tuning), max_flows=max_flows
+        )
+        return await self._run(call, timeout_s)
+
+    async def render_match(
+        self,
+        query: QuerySource,
+        image: ImageRef,
+        *,
+        mode: RerankMode | str | None = None,
+        tuning: Tuning | None = None,
+        max_flows: int | None = None,
+        height_px: int | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Draw query and stored image side by side, matched parts joined; a PNG's bytes."""
+        rerank = ranking.rerank(mode, tuning)
+        call = await asyncio.to_thread(
+            calls.render_match, query, image, rerank=rerank, max_flows=max_flows, height_px=height_px
+        )
+        return await self._run(call, timeout_s)
+
+    async def embed(
+        self, images: Iterable[ImageFile], *, model: str = "", timeout_s: float | None = None
+    ) -> list[Features | MatchflowError]:
+        """Compute features of images that need not be stored; a bad image has its error in place of features."""
+        described = calls.embed(images, model=model)
+        results: list[Features | MatchflowError] = []
+        while (call := await asyncio.to_thread(next, described, None)) is not None:
+            embedded = await self._run(call, timeout_s)
+            results += embedded
+        return results
+
+    async def get_model(self, model: str) -> Model:
+        """Return a model that the server runs."""
+        return await self._run(calls.get_model(model))
+
+    def models(self) -> AsyncIterator[Model]:
+        """Give every model that the server runs."""
+        return self._pages(calls.list_models)
+
+    async def health(self, service: str = "") -> Health:
+        """Return the health of the server, or of one service such as "matchflow.v1.SearchService"."""
+        return await self._run(calls.health(service))
+
+    async def _run(self, call: Call[ValueT], timeout_s: float | None = None) -> ValueT:
+        rpc = self._channel.unary_unary(
+            call.path,
+            request_serializer=type(call.request).SerializeToString,
+            response_deserializer=call.reply_type.FromString,
+        )
+        try:
+            reply = await rpc(call.request, timeout=self.timeout_s if timeout_s is None else timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.target) from error
+        return call.convert(reply)
+
+    async def _pages(self, describe: Callable[[str], Call[Page[ValueT]]]) -> AsyncIterator[ValueT]:
+        page = await self._run(describe(""))
+        for value in page.values:
+            yield value
+        while page.next_token:
+            page = await self._run(describe(page.next_token))
+            for value in page.values:
+                yield value

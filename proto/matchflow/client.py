@@ -1,0 +1,240 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import grpc
+
+from matchflow import calls, ranking, replies
+from matchflow.channel import CHANNEL_OPTIONS, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from matchflow.errors import from_rpc_error
+from matchflow.ingest import MAX_ITEMS_IN_FLIGHT, IngestLedger
+from matchflow.ingest_stream import IngestStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from matchflow.call import Call, Page
+    from matchflow.errors import MatchflowError
+    from matchflow.ingest import IngestItem, IngestSummary, OnResult
+    from matchflow.matches import Comparison, Explanation, Hit, SearchResult
+    from matchflow.ranking import LabelConditions
+    from matchflow.sources import ImageFile, QuerySource
+    from matchflow.v1 import search_pb2
+    from matchflow.values import (
+        DeletedImages,
+        Features,
+        Gallery,
+        Health,
+        Image,
+        ImageRef,
+        Model,
+        RerankMode,
+        Tuning,
+    )
+
+ValueT = TypeVar("ValueT")
+
+
+class Client:
+    """A connection to a Matchflow server; safe to share between threads. Close it, or use it in `with`.
+
+    target: "host:port". timeout_s: deadline of every call but `ingest`; `search` and its kin also take their own.
+    credentials: for TLS; without, the connection is plain text. Every method raises the exceptions of matchflow.errors.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self.target = target
+        self.timeout_s = timeout_s
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        self._channel.close()
+
+    def create_gallery(self, gallery: str, *, model: str = "", thumbnails: bool = True) -> Gallery:
+        """Create a gallery for images of one model; without `model` the server's default one."""
+        return self._run(calls.create_gallery(gallery, model=model, thumbnails=thumbnails))
+
+    def get_gallery(self, gallery: str) -> Gallery:
+        """Return a gallery."""
+        return self._run(calls.get_gallery(gallery))
+
+    def list_galleries(self) -> Iterator[Gallery]:
+        """Give every gallery, page by page."""
+        return self._pages(calls.list_galleries)
+
+    def delete_gallery(self, gallery: str) -> None:
+        """Delete a gallery and every image in it."""
+        self._run(calls.delete_gallery(gallery))
+
+    def get_image(self, image: ImageRef) -> Image:
+        """Return a stored image's record."""
+        return self._run(calls.get_image(image))
+
+    def list_images(self, gallery: str) -> Iterator[Image]:
+        """Give every image of a gallery in the order of ids, page by page."""
+        return self._pages(lambda token: calls.list_images(gallery, token))
+
+    def update_labels(self, image: ImageRef, labels: Mapping[str, str]) -> Image:
+        """Replace the labels of a stored image."""
+        return self._run(calls.update_labels(image, labels))
+
+    def delete_images(self, gallery: str, image_ids: Iterable[str]) -> DeletedImages:
+        """Delete images; ids that are not there are counted, not an error."""
+        return calls.add_deletions(map(self._run, calls.delete_images(gallery, image_ids)))
+
+    def ingest(
+        self,
+        gallery: str,
+        items: Iterable[IngestItem],
+        *,
+        on_result: OnResult | None = None,
+        max_in_flight: int = MAX_ITEMS_IN_FLIGHT,
+    ) -> IngestSummary:
+        """Put images in, and say what became of each.
+
+        Files are read one by one as the server takes them. `items` is consumed on another thread; `on_result` is called
+        on this one. An item that fails is in the summary and stops nothing. Raises when the stream itself fails, with
+        `.acknowledged` items stored; sending all again is safe, and skips those.
+        """
+        ledger = IngestLedger(gallery, max_items=max_in_flight)
+        return IngestStream(ledger, items).run(self._channel, self.target, on_result)
+
+    def search(
+        self,
+        query: QuerySource,
+        *,
+        gallery: str,
+        top_k: int = 10,
+        mode: RerankMode | str | None = None,
+        depth: int | None = None,
+        tuning: Tuning | None = None,
+        max_flows: int = 8,
+        where: LabelConditions | None = None,
+        where_not: LabelConditions | None = None,
+        exclude: Iterable[str] = (),
+        min_score: float | None = None,
+        include_query_image: bool = False,
+        timeout_s: float | None = None,
+    ) -> SearchResult[Hit]:
+        """Find the images of a gallery that match best.
+
+        query: a file's path, encoded bytes, an ImageRef of a stored image, or Features. depth: coarse candidates that
+        are re-ranked. where: labels that a hit must have, {"designer": "noto"} or {"designer": ["noto", "fluent"]};
+        where_not: must not have. exclude: image ids that are never returned. A stored query image is no hit of its own
+        unless asked for. When the deadline comes early, the answer says so in `rerank`.
+        """
+        request = calls.search_request(
+            query,
+            gallery=gallery,
+            top_k=top_k,
+            rerank=ranking.rerank(mode, tuning, depth=depth),
+            max_flows=max_flows,
+            filter_=ranking.label_filter(gallery, where, where_not, exclude),
+            min_score=min_score,
+            include_query_image=include_query_image,
+        )
+
+        def make_hit(hit: search_pb2.Hit) -> Hit:
+            return replies.hit(hit, lambda: self._run(calls.render_hit(request, hit)))
+
+        return replies.search_result(self._run(calls.search(request), timeout_s), make_hit)
+
+    def compare(
+        self,
+        query: QuerySource,
+        image: QuerySource,
+        *,
+        mode: RerankMode | str | None = None,
+        tuning: Tuning | None = None,
+        max_flows: int | None = None,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> Comparison:
+        """Score any two images with their full plan; `model` counts when neither is stored."""
+        rerank = ranking.rerank(mode, tuning)
+        return self._run(calls.compare(query, image, rerank=rerank, max_flows=max_flows, model=model), timeout_s)
+
+    def explain(
+        self,
+        query: QuerySource,
+        image: ImageRef,
+        *,
+        mode: RerankMode | str | None = None,
+        tuning: Tuning | None = None,
+        max_flows: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Explanation:
+        """Say again what a search says of a stored image, with its full plan unless `max_flows` limits it."""
+        call = calls.explain(query, image, rerank=ranking.rerank(mode, tuning), max_flows=max_flows)
+        return self._run(call, timeout_s)
+
+    def render_match(
+        self,
+        query: QuerySource,
+        image: ImageRef,
+        *,
+        mode: RerankMode | str | None = None,
+        tuning: Tuning | None = None,
+        max_flows: int | None = None,
+        height_px: int | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Draw query and stored image side by side, matched parts joined; a PNG's bytes."""
+        rerank = ranking.rerank(mode, tuning)
+        call = calls.render_match(query, image, rerank=rerank, max_flows=max_flows, height_px=height_px)
+        return self._run(call, timeout_s)
+
+    def embed(
+        self, images: Iterable[ImageFile], *, model: str = "", timeout_s: float | None = None
+    ) -> list[Features | MatchflowError]:
+        """Compute features of images that need not be stored; a bad image has its error in place of features."""
+        return [one for call in calls.embed(images, model=model) for one in self._run(call, timeout_s)]
+
+    def get_model(self, model: str) -> Model:
+        """Return a model that the server runs."""
+        return self._run(calls.get_model(model))
+
+    def models(self) -> Iterator[Model]:
+        """Give every model that the server runs."""
+        return self._pages(calls.list_models)
+
+    def health(self, service: str = "") -> Health:
+        """Return the health of the server, or of one service such as "matchflow.v1.SearchService"."""
+        return self._run(calls.health(service))
+
+    def _run(self, call: Call[ValueT], timeout_s: float | None = None) -> ValueT:
+        rpc = self._channel.unary_unary(
+            call.path,
+            request_serializer=type(call.request).SerializeToString,
+            response_deserializer=call.reply_type.FromString,
+        )
+        try:
+            reply = rpc(call.request, timeout=self.timeout_s if timeout_s is None else timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.target) from error
+        return call.convert(reply)
+
+    def _pages(self, describe: Callable[[str], Call[Page[ValueT]]]) -> Iterator[ValueT]:
+        page = self._run(describe(""))
+        yield from page.values
+        while page.next_token:
+            page = self._run(describe(page.next_token))
+            yield from page.values

@@ -1,0 +1,173 @@
+"""Galleries, images, models and features as plain frozen values."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+GALLERIES = "galleries/"
+IMAGES = "/images/"
+MODELS = "models/"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A stored image: its gallery and its id there. What a query names when nothing shall be embedded again."""
+
+    gallery: str
+    image_id: str
+
+    @property
+    def name(self) -> str:
+        """The resource name, galleries/{gallery}/images/{image}."""
+        return f"{GALLERIES}{self.gallery}{IMAGES}{self.image_id}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Return the image of a resource name; raises ValueError for any other text."""
+        gallery, separator, image_id = name.removeprefix(GALLERIES).partition(IMAGES)
+        if not (name.startswith(GALLERIES) and separator and gallery and image_id):
+            raise ValueError(f"expected galleries/GALLERY/images/IMAGE; got {name!r}")
+        return cls(gallery, image_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellGrid:
+    """The rows and columns in which a model cuts an image; cell i is row i // columns, column i % columns."""
+
+    rows: int
+    columns: int
+
+    @property
+    def size(self) -> int:
+        """The number of cells."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """A rectangle in fractions of the upright image; right and bottom are exclusive."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What a model computed of one image, as stored and scored.
+
+    embedding: D float32 values of unit length. cells: R * D int8 values, cell after cell. cell_scales: R factors; the
+    real numbers of cell i are its bytes times cell_scales[i]. numpy.frombuffer(cells, "int8").reshape(R, D) reads them.
+    """
+
+    bundle_digest: str
+    embedding: tuple[float, ...] = field(repr=False)
+    cells: bytes = field(repr=False)
+    cell_scales: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """A gallery, pinned to one bundle; `sequence` counts its changes."""
+
+    id: str
+    model: str
+    bundle_digest: str
+    grid: CellGrid
+    embedding_dim: int
+    image_count: int
+    sequence: int
+    create_time: datetime
+    keeps_thumbnails: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A stored image. Width and height are upright, in pixels; 0 for one that came as features."""
+
+    ref: ImageRef
+    labels: Mapping[str, str]
+    row_id: int
+    content_hash: str
+    width_px: int
+    height_px: int
+    update_time: datetime
+
+    @property
+    def id(self) -> str:
+        """The id within its gallery."""
+        return self.ref.image_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A bundle that the server runs, and the ONNX Runtime provider that passed its golden inputs."""
+
+    id: str
+    version: str
+    bundle_digest: str
+    input_height_px: int
+    input_width_px: int
+    grid: CellGrid
+    embedding_dim: int
+    execution_provider: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletedImages:
+    """How many images a deletion removed, and how many were not there."""
+
+    deleted: int
+    missing: int
+
+
+class Health(enum.StrEnum):
+    """What grpc.health.v1 says of a service."""
+
+    UNKNOWN = "unknown"
+    SERVING = "serving"
+    NOT_SERVING = "not_serving"
+
+
+class RerankMode(enum.StrEnum):
+    """How candidates are scored in the second stage."""
+
+    NONE = "none"
+    """Coarse order only."""
+    MAX_SIM = "max_sim"
+    """Each query cell takes its best image cell."""
+    SAME_CELL = "same_cell"
+    """Mean cosine of cells at equal positions: the control that knows no transport."""
+    STRUCTURAL = "structural"
+    """Entropic optimal transport between the cells."""
+
+
+class Marginals(enum.StrEnum):
+    """How the weight of each cell is found."""
+
+    CROSS_CORRELATION = "cross_correlation"
+    """Cosine with the other image's global vector, where positive."""
+    UNIFORM = "uniform"
+    """Every cell weighs the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """How pairs are matched; None leaves a setting to the server (the paper's values)."""
+
+    global_weight: float | None = None
+    """Weight of the cosine in the final score, 0 to 10."""
+    marginals: Marginals | None = None
+    epsilon: float | None = None
+    """Entropic regularisation."""
+    tolerance: float | None = None
+    """The solver stops for a pair at this L1 marginal error, 1e-6 to 1."""
+    max_iterations: int | None = None
+    """... or after so many iterations, 1 to 10,000."""
