@@ -1,0 +1,59 @@
+"""The projection head: PCA whitening, fitted on cells without labels.
+
+With the cells x of the head images, their mean m and covariance V diag(s) V^T (s falling), the head is
+y = diag(s_1..s_D)^-power V_D^T (x - m), an affine map and so a 1x1 convolution. Power 0 is plain PCA, which leaves
+the cosine to the few strongest directions; 0.5 makes all directions equally strong, the noisy ones included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from matchflow_exporter.errors import HeadFitError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# A direction this much weaker than the strongest is rounding noise, not signal.
+LEAST_RELATIVE_VARIANCE = 1e-10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectionHead:
+    """y = weight x + bias: `weight` float32 [D, C], `bias` float32 [D]; and the share of variance that it keeps."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    explained_variance: float
+
+
+def fit_whitening(cells: NDArray[np.float64], dim: int, power: float) -> ProjectionHead:
+    """Fit the head on cells [N, C], to `dim` dimensions, eigenvalues scaled by `power` (0..0.5 is useful).
+
+    The sign of every direction is fixed (its largest weight is positive), so equal cells give an equal head.
+    Raises HeadFitError if the cells vary in fewer than `dim` directions.
+    """
+    count, channels = cells.shape
+    if not 1 <= dim <= channels:
+        raise HeadFitError(f"expected 1 to {channels} dimensions from cells of {channels}; got {dim}")
+    if count <= dim:
+        raise HeadFitError(f"expected more than {dim} cells to fit {dim} dimensions; got {count}")
+    mean = cells.mean(axis=0)
+    centred = cells - mean
+    values, vectors = np.linalg.eigh(centred.T @ centred / count)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    if values[dim - 1] <= LEAST_RELATIVE_VARIANCE * max(values[0], np.finfo(np.float64).tiny):
+        found = int((values > LEAST_RELATIVE_VARIANCE * max(values[0], np.finfo(np.float64).tiny)).sum())
+        raise HeadFitError(f"expected cells that vary in {dim} directions; they vary in {found}")
+    directions = vectors[:, :dim].T
+    largest = np.abs(directions).argmax(axis=1)
+    directions = directions * np.sign(directions[np.arange(dim), largest])[:, None]
+    weight = directions * values[:dim, None] ** -power
+    return ProjectionHead(
+        weight=weight.astype(np.float32),
+        bias=-(weight @ mean).astype(np.float32),
+        explained_variance=min(float(values[:dim].sum() / np.maximum(values, 0).sum()), 1.0),
+    )

@@ -1,0 +1,67 @@
+"""What every test stands on: strict numerics, the sample images, and one real bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from matchflow_bundle import Bundle, BundleError, BundleExistsError, load_bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES = ROOT / "samples" / "emoji"
+BUNDLE_CACHE = ROOT / "build" / "test-bundles"
+BUNDLE_SOURCES = ("exporter", "constraints.txt", "samples/emoji")
+
+
+@pytest.fixture(autouse=True)
+def _strict_numerics() -> Iterator[None]:
+    with np.errstate(all="raise"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def sample_images() -> dict[str, list[Path]]:
+    """The sample emoji by designer, each list in the order of file names (so of code points)."""
+    folders = sorted(path for path in SAMPLES.glob("*") if path.is_dir())
+    assert folders, f"expected sample images below {SAMPLES}; `make samples` makes them"
+    return {folder.name: sorted(folder.glob("*.png")) for folder in folders}
+
+
+@pytest.fixture(scope="session")
+def sample_bundle(sample_images: dict[str, list[Path]]) -> Bundle:
+    """EfficientNet-lite0 at 128 px, 4 x 4 cells of 128, its head fitted on the samples; kept between runs."""
+    assert sample_images
+    path = BUNDLE_CACHE / _sources_digest()
+    try:
+        return load_bundle(path)
+    except BundleError:
+        return _export(path)
+
+
+def _export(path: Path) -> Bundle:
+    # torch takes seconds to import, and a kept bundle needs none of it.
+    from matchflow_exporter import ExportSettings, export_bundle  # noqa: PLC0415
+
+    try:
+        return export_bundle(ExportSettings(name="lite0", head_images=SAMPLES), path, overwrite=path.exists())
+    except BundleExistsError:
+        # Another test run finished it first.
+        return load_bundle(path)
+
+
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    for source in BUNDLE_SOURCES:
+        root = ROOT / source
+        files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.suffix in {".py", ".png"})
+        for path in files:
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
