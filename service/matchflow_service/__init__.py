@@ -1,0 +1,1 @@
+"""The wire: settings, server, servicers and the queue between them and the compute."""

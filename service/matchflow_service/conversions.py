@@ -1,0 +1,208 @@
+"""Between messages and the values that the other packages work with; checks what comes in."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from google.protobuf import timestamp_pb2
+
+from matchflow.v1 import gallery_pb2, model_pb2, search_pb2, types_pb2
+from matchflow_index import ImageFilter, LabelCondition
+from matchflow_matching import (
+    CellGrid,
+    Features,
+    FeaturesInvalidError,
+    Marginals,
+    MatchMode,
+    MatchSettings,
+    check_unit_length,
+)
+from matchflow_service import fields, names
+from matchflow_service.errors import FieldInvalidError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matchflow_index import Gallery, ImageRecord
+    from matchflow_service.models import Model
+
+V = TypeVar("V")
+DEFAULT_DEPTH = 100
+MAX_DEPTH = 10_000
+MAX_EXCLUDED_IMAGES = 10_000
+MAX_CONDITIONS = 64
+MAX_CONDITION_VALUES = 1_000
+# What float16 holds.
+LARGEST_SCALE = 65_504.0
+MODES = {
+    search_pb2.RERANK_MODE_UNSPECIFIED: MatchMode.STRUCTURAL,
+    search_pb2.RERANK_MODE_NONE: MatchMode.COSINE,
+    search_pb2.RERANK_MODE_MAX_SIM: MatchMode.MAX_SIM,
+    search_pb2.RERANK_MODE_SAME_CELL: MatchMode.SAME_CELL,
+    search_pb2.RERANK_MODE_STRUCTURAL: MatchMode.STRUCTURAL,
+}
+MARGINALS = {
+    search_pb2.MARGINALS_UNSPECIFIED: Marginals.CROSS_CORRELATION,
+    search_pb2.MARGINALS_CROSS_CORRELATION: Marginals.CROSS_CORRELATION,
+    search_pb2.MARGINALS_UNIFORM: Marginals.UNIFORM,
+}
+
+
+def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
+    """Return seconds since 1970 as a message."""
+    message = timestamp_pb2.Timestamp()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
+def grid_message(grid: CellGrid) -> types_pb2.CellGrid:
+    """Return a grid as a message."""
+    return types_pb2.CellGrid(rows=grid.rows, columns=grid.columns)
+
+
+def gallery_message(gallery: Gallery) -> gallery_pb2.Gallery:
+    """Return a gallery and where it stands now."""
+    spec = gallery.spec
+    return gallery_pb2.Gallery(
+        name=names.gallery_name(spec.gallery_id),
+        model=names.model_name(spec.model),
+        bundle_digest=spec.bundle_digest,
+        grid=grid_message(spec.grid),
+        embedding_dim=spec.embedding_dim,
+        image_count=gallery.count,
+        sequence=gallery.sequence,
+        create_time=timestamp(spec.create_time_s),
+        without_thumbnails=not spec.keep_thumbnails,
+    )
+
+
+def image_message(gallery_id: str, record: ImageRecord) -> gallery_pb2.Image:
+    """Return what is stored of an image."""
+    return gallery_pb2.Image(
+        name=f"galleries/{gallery_id}/images/{record.image_id}",
+        labels=types_pb2.Labels(values=record.labels),
+        row_id=record.row_id,
+        content_hash=record.content_hash,
+        width_px=record.width_px,
+        height_px=record.height_px,
+        update_time=timestamp(record.update_time_s),
+    )
+
+
+def model_message(model: Model) -> model_pb2.Model:
+    """Return what a loaded bundle is."""
+    return model_pb2.Model(
+        name=names.model_name(model.name),
+        version=model.manifest.version,
+        bundle_digest=model.bundle_digest,
+        input_height_px=model.preprocessing.height_px,
+        input_width_px=model.preprocessing.width_px,
+        grid=grid_message(model.grid),
+        embedding_dim=model.embedding_dim,
+        execution_provider=model.encoder.provider,
+    )
+
+
+def features_message(features: Features, bundle_digest: str) -> types_pb2.Features:
+    """Return features as a client gets them."""
+    return types_pb2.Features(
+        bundle_digest=bundle_digest,
+        embedding=features.embedding.tolist(),
+        cells=features.cells.tobytes(),
+        cell_scales=features.scales.astype(np.float32).tolist(),
+    )
+
+
+def parse_features(message: types_pb2.Features, grid: CellGrid, dim: int) -> Features:
+    """Return a client's features, scales rounded to float16.
+
+    Raises FeaturesInvalidError unless there are D, R * D and R finite numbers, scales are not negative, and the
+    embedding has unit length.
+    """
+    got = (len(message.embedding), len(message.cells), len(message.cell_scales))
+    if got != (dim, grid.size * dim, grid.size):
+        raise FeaturesInvalidError(
+            f"expected {dim} embedding values, {grid.size * dim} cell bytes and {grid.size} cell scales; "
+            f"got {got[0]}, {got[1]} and {got[2]}"
+        )
+    embedding = np.array(message.embedding, np.float32)
+    scales = np.array(message.cell_scales, np.float32)
+    if not (np.isfinite(embedding).all() and np.isfinite(scales).all()):
+        raise FeaturesInvalidError("features hold numbers that are not finite")
+    if scales.min() < 0 or scales.max() > LARGEST_SCALE:
+        raise FeaturesInvalidError(
+            f"cell scales must be from 0 to {LARGEST_SCALE:g}; got {scales.min():g} to {scales.max():g}"
+        )
+    check_unit_length(embedding[None])
+    with np.errstate(under="ignore"):
+        rounded = scales.astype(np.float16)
+    cells = np.frombuffer(message.cells, np.int8).reshape(grid.size, dim)
+    return Features(embedding=embedding, cells=cells, scales=rounded)
+
+
+def features_hash(features: Features) -> str:
+    """Return the content hash of ready-made features: sha256 over embedding, cells and scales as they are stored."""
+    digest = hashlib.sha256(features.embedding.tobytes())
+    digest.update(features.cells.tobytes())
+    digest.update(features.scales.tobytes())
+    return digest.hexdigest()
+
+
+def parse_rerank(message: search_pb2.Rerank, field: str = "rerank") -> MatchSettings:
+    """Return how pairs are scored; what is absent has the default of MatchSettings."""
+    given: dict[str, Any] = {}
+    if message.HasField("global_weight"):
+        given["global_weight"] = fields.real(message.global_weight, f"{field}.global_weight", low=0, high=10)
+    if message.HasField("epsilon"):
+        given["epsilon"] = fields.real(message.epsilon, f"{field}.epsilon", low=0.02, high=10)
+    if message.HasField("tolerance"):
+        given["tolerance"] = fields.real(message.tolerance, f"{field}.tolerance", low=1e-6, high=1)
+    if message.HasField("max_iterations"):
+        given["max_iterations"] = fields.whole(message.max_iterations, f"{field}.max_iterations", low=1, high=10_000)
+    return MatchSettings(
+        mode=_known(MODES, message.mode, f"{field}.mode", "RerankMode"),
+        marginals=_known(MARGINALS, message.marginals, f"{field}.marginals", "Marginals"),
+        **given,
+    )
+
+
+def parse_depth(message: search_pb2.Rerank) -> int:
+    """Return how many candidates are matched."""
+    if not message.HasField("depth"):
+        return DEFAULT_DEPTH
+    return fields.whole(message.depth, "rerank.depth", low=1, high=MAX_DEPTH)
+
+
+def parse_filter(message: search_pb2.Filter, gallery_id: str, *, also_excluded: str | None) -> ImageFilter:
+    """Return the conditions of a search in `gallery_id`; `also_excluded` is an image id to leave out besides."""
+    fields.at_most(message.labels, "filter.labels", MAX_CONDITIONS)
+    fields.at_most(message.exclude_images, "filter.exclude_images", MAX_EXCLUDED_IMAGES)
+    excluded = {
+        names.parse_image_in(name, gallery_id, f"filter.exclude_images[{i}]")
+        for i, name in enumerate(message.exclude_images)
+    }
+    if also_excluded is not None:
+        excluded.add(also_excluded)
+    return ImageFilter(
+        labels=tuple(_condition(label, f"filter.labels[{i}]") for i, label in enumerate(message.labels)),
+        exclude=frozenset(excluded),
+    )
+
+
+def _condition(message: search_pb2.LabelCondition, field: str) -> LabelCondition:
+    if not message.any_of:
+        raise FieldInvalidError(f"{field}.any_of", "expected at least one value; got none")
+    fields.at_most(message.any_of, f"{field}.any_of", MAX_CONDITION_VALUES)
+    values = frozenset(fields.label_value(value, f"{field}.any_of[{i}]") for i, value in enumerate(message.any_of))
+    return LabelCondition(
+        field=fields.label_name(message.field, f"{field}.field"), any_of=values, negated=message.negated
+    )
+
+
+def _known(table: Mapping[Any, V], number: int, field: str, enum: str) -> V:
+    try:
+        return table[number]
+    except KeyError:
+        raise FieldInvalidError(field, f"expected a value of {enum}; got {number}") from None

@@ -1,0 +1,125 @@
+"""One item of an ingest stream, from the message that brings it to the message that answers it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from google.rpc import status_pb2
+
+from matchflow.v1 import ingest_pb2
+from matchflow_index import NewImage, PutOutcome, PutResult
+from matchflow_service import fields, names
+from matchflow_service.conversions import features_hash, parse_features
+from matchflow_service.errors import FieldInvalidError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from matchflow_index import Gallery
+    from matchflow_matching import Features
+    from matchflow_service.images import ImageReader
+    from matchflow_service.models import Model
+
+OUTCOMES = {
+    PutOutcome.CREATED: ingest_pb2.INGEST_OUTCOME_CREATED,
+    PutOutcome.UPDATED: ingest_pb2.INGEST_OUTCOME_UPDATED,
+    PutOutcome.UNCHANGED: ingest_pb2.INGEST_OUTCOME_UNCHANGED,
+}
+OK = status_pb2.Status()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A well-formed item: encoded bytes or features, never both."""
+
+    item_id: int
+    name: str
+    image_id: str
+    labels: dict[str, str]
+    data: bytes
+    features: Features | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyItem:
+    """An item that has been decoded; `features` is None until `model_input` uint8 [H, W, 3] is encoded."""
+
+    item: Item
+    content_hash: str
+    width_px: int = 0
+    height_px: int = 0
+    thumbnail: bytes | None = None
+    model_input: NDArray[np.uint8] | None = None
+
+    def new_image(self, features: Features) -> NewImage:
+        """Return what the gallery stores."""
+        return NewImage(
+            image_id=self.item.image_id,
+            content_hash=self.content_hash,
+            labels=self.item.labels,
+            width_px=self.width_px,
+            height_px=self.height_px,
+            features=features,
+            thumbnail=self.thumbnail,
+        )
+
+
+def parse_item(request: ingest_pb2.IngestImagesRequest, gallery: Gallery) -> Item:
+    """Return the item in a message; raises what makes it a bad one."""
+    spec = gallery.spec
+    image_id = names.parse_image_in(request.name, spec.gallery_id, "name")
+    labels = fields.labels(request.labels.values, "labels.values")
+    features = None
+    match request.WhichOneof("source"):
+        case "features":
+            gallery.require_bundle(request.features.bundle_digest)
+            features = parse_features(request.features, spec.grid, spec.embedding_dim)
+        case None:
+            raise FieldInvalidError("source", "expected image_bytes or features; got neither")
+    return Item(
+        item_id=request.item_id,
+        name=request.name,
+        image_id=image_id,
+        labels=labels,
+        data=request.image_bytes,
+        features=features,
+    )
+
+
+def make_ready(item: Item, gallery: Gallery, model: Model, reader: ImageReader) -> ReadyItem | PutResult:
+    """Return the item decoded, or at once the result for one that changes nothing; raises ImageError. Blocks."""
+    content_hash = features_hash(item.features) if item.features else hashlib.sha256(item.data).hexdigest()
+    record = gallery.unchanged(item.image_id, content_hash, item.labels)
+    if record is not None:
+        return PutResult(outcome=PutOutcome.UNCHANGED, row_id=record.row_id, sequence=gallery.sequence)
+    if item.features:
+        return ReadyItem(item=item, content_hash=content_hash)
+    image = reader.read(item.data, model.preprocessing, with_thumbnail=gallery.spec.keep_thumbnails)
+    return ReadyItem(
+        item=item,
+        content_hash=content_hash,
+        width_px=image.width_px,
+        height_px=image.height_px,
+        thumbnail=image.thumbnail,
+        model_input=image.model_input,
+    )
+
+
+def stored(item: Item, result: PutResult) -> ingest_pb2.IngestImagesResponse:
+    """Return the answer to an item that the gallery took."""
+    return ingest_pb2.IngestImagesResponse(
+        item_id=item.item_id,
+        name=item.name,
+        status=OK,
+        outcome=OUTCOMES[result.outcome],
+        row_id=result.row_id,
+        sequence=result.sequence,
+    )
+
+
+def refused(item_id: int, name: str, status: status_pb2.Status) -> ingest_pb2.IngestImagesResponse:
+    """Return the answer to an item that was not taken."""
+    return ingest_pb2.IngestImagesResponse(item_id=item_id, name=name, status=status)

@@ -1,0 +1,220 @@
+"""The pipeline of one ingest stream: read -> [lanes: decode, encode] -> write in groups -> answer.
+
+Each stage is one task (the lanes a few) that takes whatever has gathered before it, so that under load a hop between
+event loop and threads carries many items. Items of one image pass one at a time, in the order sent; all others may
+overtake each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from matchflow_index import ImageRejectedError, PutResult, StoreUnavailableError
+from matchflow_service.calls import request_id
+from matchflow_service.errors import ShuttingDownError
+from matchflow_service.ingest_items import Item, ReadyItem, make_ready, parse_item, refused, stored
+from matchflow_service.statuses import status_of
+from matchflow_service.workers import on
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from google.rpc import status_pb2
+
+    from matchflow.v1 import ingest_pb2
+    from matchflow_index import Gallery, GalleryIndexError, NewImage
+    from matchflow_service.images import ImageReader
+    from matchflow_service.models import Model
+    from matchflow_service.workers import Workers
+
+log = logging.getLogger(__name__)
+
+CHUNK_ITEMS = 16
+GROUP_ITEMS = 64
+# What one stream may have on its way, answers not yet read by the client included.
+MAX_ITEMS = 512
+MAX_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPlace:
+    """Where a stream's images go, and what works on them."""
+
+    gallery: Gallery
+    model: Model
+    reader: ImageReader
+    workers: Workers
+    lanes: int
+    draining: asyncio.Event
+
+
+class IngestStream:
+    """Takes the messages of one stream and answers each."""
+
+    def __init__(
+        self, place: StreamPlace, answer: Callable[[ingest_pb2.IngestImagesResponse], Awaitable[None]]
+    ) -> None:
+        self._place = place
+        self._answer = answer
+        self._waiting: asyncio.Queue[Item] = asyncio.Queue()
+        self._encoded: asyncio.Queue[list[tuple[Item, NewImage]]] = asyncio.Queue()
+        self._answers: asyncio.Queue[tuple[ingest_pb2.IngestImagesResponse, int] | None] = asyncio.Queue()
+        # Per image that is on its way: the later items of the same image.
+        self._held: dict[str, deque[Item]] = {}
+        self._items_in_flight = 0
+        self._bytes_in_flight = 0
+        self._moved = asyncio.Event()
+
+    async def run(self, requests: AsyncIterator[ingest_pb2.IngestImagesRequest]) -> None:
+        """Answer every message; raise ShuttingDownError when told to stop, once all that were read are answered."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                stages = [tasks.create_task(self._lane()) for _ in range(self._place.lanes)]
+                stages.append(tasks.create_task(self._write()))
+                tasks.create_task(self._send())
+                reading = tasks.create_task(self._read(requests))
+                stages.append(tasks.create_task(self._stop_reading(reading)))
+                await asyncio.wait([reading])
+                await self._until(lambda: not self._items_in_flight)
+                for stage in stages:
+                    stage.cancel()
+                self._answers.put_nowait(None)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        if reading.cancelled():
+            raise ShuttingDownError
+
+    async def _stop_reading(self, reading: asyncio.Task[None]) -> None:
+        await self._place.draining.wait()
+        reading.cancel()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def _read(self, requests: AsyncIterator[ingest_pb2.IngestImagesRequest]) -> None:
+        async for request in requests:
+            try:
+                item = parse_item(request, self._place.gallery)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with an item is that item's answer
+                self._take(0)
+                self._answers.put_nowait((refused(request.item_id, request.name, self._status(error)), 0))
+                continue
+            size = len(item.data)
+            await self._until(lambda size=size: self._has_room(size))  # type: ignore[misc]
+            self._take(size)
+            if item.image_id in self._held:
+                self._held[item.image_id].append(item)
+            else:
+                self._held[item.image_id] = deque()
+                self._waiting.put_nowait(item)
+
+    def _has_room(self, size: int) -> bool:
+        return not self._items_in_flight or (
+            self._items_in_flight < MAX_ITEMS and self._bytes_in_flight + size <= MAX_BYTES
+        )
+
+    def _take(self, size: int) -> None:
+        self._items_in_flight += 1
+        self._bytes_in_flight += size
+
+    async def _lane(self) -> None:
+        limit = min(CHUNK_ITEMS, self._place.model.queue.batch_size)
+        while True:
+            items = [await self._waiting.get()]
+            while len(items) < limit and not self._waiting.empty():
+                items.append(self._waiting.get_nowait())
+            ready = await on(self._place.workers.images, partial(self._make_ready, items))
+            await self._encode(ready)
+
+    def _make_ready(self, items: list[Item]) -> list[tuple[Item, ReadyItem | PutResult | Exception]]:
+        outcomes: list[tuple[Item, ReadyItem | PutResult | Exception]] = []
+        for item in items:
+            try:
+                place = self._place
+                outcomes.append((item, make_ready(item, place.gallery, place.model, place.reader)))
+            except Exception as error:  # noqa: BLE001 - as in _read
+                outcomes.append((item, error))
+        return outcomes
+
+    async def _encode(self, outcomes: list[tuple[Item, ReadyItem | PutResult | Exception]]) -> None:
+        images: list[ReadyItem] = []
+        encoded: list[tuple[Item, NewImage]] = []
+        for item, outcome in outcomes:
+            if isinstance(outcome, Exception):
+                self._refuse(item, outcome)
+            elif isinstance(outcome, PutResult):
+                self._finish(item, stored(item, outcome))
+            elif item.features:
+                encoded.append((item, outcome.new_image(item.features)))
+            else:
+                images.append(outcome)
+        if images:
+            try:
+                inputs = np.stack([ready.model_input for ready in images if ready.model_input is not None])
+                features = await self._place.model.queue.encode_in_turn(inputs)
+            except Exception as error:  # noqa: BLE001 - as in _read
+                for ready in images:
+                    self._refuse(ready.item, error)
+            else:
+                encoded += [(ready.item, ready.new_image(features[i])) for i, ready in enumerate(images)]
+        if encoded:
+            self._encoded.put_nowait(encoded)
+
+    async def _write(self) -> None:
+        while True:
+            group = await self._encoded.get()
+            while len(group) < GROUP_ITEMS and not self._encoded.empty():
+                group = group + self._encoded.get_nowait()
+            await self._put(group)
+
+    async def _put(self, group: list[tuple[Item, NewImage]]) -> None:
+        put = partial(self._place.gallery.put, [image for _, image in group])
+        try:
+            results = await on(self._place.workers.store, put)
+        except ImageRejectedError as error:
+            await self._put_one_by_one(group, error)
+        except StoreUnavailableError as error:
+            for item, _ in group:
+                self._refuse(item, error)
+        else:
+            for (item, _), result in zip(group, results, strict=True):
+                self._finish(item, stored(item, result))
+
+    async def _put_one_by_one(self, group: list[tuple[Item, NewImage]], error: GalleryIndexError) -> None:
+        """Find the bad item of a group, which was refused as a whole."""
+        if len(group) == 1:
+            self._refuse(group[0][0], error)
+            return
+        for each in group:
+            await self._put([each])
+
+    async def _send(self) -> None:
+        while (entry := await self._answers.get()) is not None:
+            answer, size = entry
+            await self._answer(answer)
+            self._items_in_flight -= 1
+            self._bytes_in_flight -= size
+            self._moved.set()
+
+    def _status(self, error: Exception) -> status_pb2.Status:
+        return status_of(error, request_id.get())
+
+    def _refuse(self, item: Item, error: Exception) -> None:
+        self._finish(item, refused(item.item_id, item.name, self._status(error)))
+
+    def _finish(self, item: Item, answer: ingest_pb2.IngestImagesResponse) -> None:
+        self._answers.put_nowait((answer, len(item.data)))
+        later = self._held[item.image_id]
+        if later:
+            self._waiting.put_nowait(later.popleft())
+        else:
+            del self._held[item.image_id]

@@ -1,0 +1,48 @@
+"""Structured logs: the code logs through the standard library, and structlog writes every record."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import sys
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from matchflow_service.calls import NO_REQUEST, request_id
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+
+def configure(*, log_format: str, level: str) -> None:
+    """Send every record of the process to standard error, as JSON lines or as text for people."""
+    renderer: Processor = (
+        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer()
+    )
+    shared: list[Processor] = [
+        add_request_id,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if log_format == "json":
+        shared.append(structlog.processors.format_exc_info)
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+
+
+def add_request_id(_: WrappedLogger, __: str, event: EventDict) -> EventDict | dict[str, Any]:
+    """Add the id of the call in whose context the record was made."""
+    identity = request_id.get()
+    if identity != NO_REQUEST:
+        event["request_id"] = identity
+    return event

@@ -1,0 +1,114 @@
+"""One search: the request checked and parsed, the two stages run, the answer written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from matchflow.v1 import search_pb2
+from matchflow_index import RerankState, SearchQuery
+from matchflow_service import fields, names
+from matchflow_service.conversions import parse_depth, parse_filter, parse_rerank
+from matchflow_service.scores import hit_messages
+from matchflow_service.sides import Basis
+
+if TYPE_CHECKING:
+    from matchflow_index import Gallery, ImageFilter, SearchAnswer
+    from matchflow_matching import MatchSettings
+    from matchflow_service.deadlines import Deadline
+    from matchflow_service.sides import Side, Sides
+
+MAX_TOP_K = 1000
+MAX_FLOWS = 10_000
+DEFAULT_TOP_K = 10
+DEFAULT_FLOWS = 8
+STATES = {
+    RerankState.COMPLETE: search_pb2.RerankStatus.STATE_COMPLETE,
+    RerankState.PARTIAL: search_pb2.RerankStatus.STATE_PARTIAL,
+    RerankState.SKIPPED_DEADLINE: search_pb2.RerankStatus.STATE_SKIPPED_DEADLINE,
+    RerankState.NOT_REQUESTED: search_pb2.RerankStatus.STATE_NOT_REQUESTED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A search that has been checked; nothing is left that the client could have got wrong but the query itself."""
+
+    gallery: Gallery
+    basis: Basis
+    query: search_pb2.Query
+    filter: ImageFilter
+    top_k: int
+    depth: int
+    settings: MatchSettings
+    max_flows: int
+    min_score: float | None
+
+
+def parse_search(request: search_pb2.SearchRequest, sides: Sides) -> Search:
+    """Check a request. Blocks on the store; raises FieldInvalidError and GalleryNotFoundError."""
+    gallery_id = names.parse_gallery(request.gallery, "gallery")
+    has = request.HasField
+    top_k = fields.whole(request.top_k, "top_k", low=1, high=MAX_TOP_K) if has("top_k") else DEFAULT_TOP_K
+    flows = fields.whole(request.max_flows, "max_flows", low=0, high=MAX_FLOWS) if has("max_flows") else DEFAULT_FLOWS
+    min_score = fields.finite(request.min_score, "min_score") if has("min_score") else None
+    excluded = None
+    if request.query.WhichOneof("source") == "image" and not request.include_query_image:
+        name = names.parse_image(request.query.image, "query.image")
+        excluded = name.image_id if name.gallery_id == gallery_id else None
+    depth = parse_depth(request.rerank)
+    settings = parse_rerank(request.rerank)
+    image_filter = parse_filter(request.filter, gallery_id, also_excluded=excluded)
+    gallery = sides.store.gallery(gallery_id)
+    return Search(
+        gallery=gallery,
+        basis=Basis.of(gallery.spec),
+        query=request.query,
+        filter=image_filter,
+        top_k=top_k,
+        depth=depth,
+        settings=settings,
+        max_flows=flows,
+        min_score=min_score,
+    )
+
+
+def answer(search: Search, side: Side, sides: Sides, deadline: Deadline) -> search_pb2.SearchResponse:
+    """Run the two stages for a query's features. Blocks."""
+    found = search.gallery.search(
+        SearchQuery(
+            features=side.features,
+            top_k=search.top_k,
+            depth=search.depth,
+            settings=search.settings,
+            max_flows=search.max_flows,
+            filter=search.filter,
+            min_score=search.min_score,
+            deadline=deadline.at_s,
+        )
+    )
+    gallery_id = search.gallery.spec.gallery_id
+    return search_pb2.SearchResponse(
+        hits=hit_messages(found.hits, side, gallery_id, sides, search.basis),
+        rerank_status=search_pb2.RerankStatus(state=STATES[found.rerank_state], depth_done=found.depth_done),
+        bundle_digest=search.basis.bundle_digest,
+        sequence=found.sequence,
+        timings=_timings(found, side),
+    )
+
+
+def answer_unsent(request: search_pb2.SearchRequest, sides: Sides, deadline: Deadline) -> search_pb2.SearchResponse:
+    """Do all of a search that needs no model, in one visit to a thread. Blocks."""
+    search = parse_search(request, sides)
+    return answer(search, sides.unsent(search.query, "query", search.basis), sides, deadline)
+
+
+def _timings(found: SearchAnswer, side: Side) -> search_pb2.StageTimings:
+    return search_pb2.StageTimings(
+        decode_ms=side.decode_s * 1000,
+        encode_ms=side.encode_s * 1000,
+        coarse_ms=found.timings.coarse_s * 1000,
+        gather_ms=found.timings.gather_s * 1000,
+        match_ms=found.timings.match_s * 1000,
+        explain_ms=found.timings.explain_s * 1000,
+    )

@@ -1,0 +1,74 @@
+"""What can be set, in one class: the environment (MATCHFLOW_*) below, flags given as keyword arguments above."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path  # noqa: TC003 - pydantic looks it up at run time
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIB = 1024 * 1024
+# A request of EmbedImages must fit the encoder's queue.
+MAX_EMBEDDED_IMAGES = 64
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+class ServiceSettings(BaseSettings):
+    """Everything that an operator can choose; read once, then passed on as plain values.
+
+    `bundles` in the environment is a list of paths parted by ':', as in PATH; the first is the default model.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MATCHFLOW_", frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    # 0: any free port; the log says which.
+    port: int = Field(default=50051, ge=0, le=65535)
+    store: Path
+    bundles: Annotated[list[Path], NoDecode] = Field(min_length=1)
+    provider: str = "CPUExecutionProvider"
+    # Concurrent calls of the model, each on one thread.
+    encoder_threads: int = Field(default_factory=available_cores, ge=1, le=256)
+    encoder_batch_size: int = Field(default=16, ge=1, le=1024)
+    # How long the first image of a batch waits for others.
+    encoder_wait_ms: float = Field(default=2.0, ge=0, le=1000)
+    # Images that may wait for the encoder; beyond, calls get OVERLOADED and streams are held back.
+    encoder_queue_size: int = Field(default=256, ge=MAX_EMBEDDED_IMAGES)
+    search_threads: int = Field(default_factory=available_cores, ge=1, le=256)
+    max_image_bytes: int = Field(default=20 * MIB, ge=1)
+    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    max_message_bytes: int = Field(default=64 * MIB, ge=1)
+    # How long calls in flight may take to end once the server has been told to stop.
+    drain_s: float = Field(default=20.0, ge=0)
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Return what the environment alone says; raises pydantic's ValidationError."""
+        return cls()  # type: ignore[call-arg]  # the environment has them
+
+    @field_validator("bundles", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _image_fits_message(self) -> Self:
+        if self.max_image_bytes > self.max_message_bytes:
+            raise ValueError(
+                f"max_image_bytes must be at most max_message_bytes ({self.max_message_bytes}); "
+                f"got {self.max_image_bytes}"
+            )
+        return self
