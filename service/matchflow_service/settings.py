@@ -35,7 +35,7 @@ class ServiceSettings(BaseSettings):
     provider: str = "CPUExecutionProvider"
     # Concurrent calls of the model, each on one thread.
     encoder_threads: int = Field(default_factory=available_cores, ge=1, le=256)
-    encoder_batch_size: int = Field(default=16, ge=1, le=1024)
+    encoder_batch_size: int = Field(default=8, ge=1, le=1024)
     # How long the first image of a batch waits for others.
     encoder_wait_ms: float = Field(default=2.0, ge=0, le=1000)
     # Images that may wait for the encoder; beyond, calls get OVERLOADED and streams are held back.
