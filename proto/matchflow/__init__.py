@@ -6,7 +6,8 @@
 ...         print(hit.image_id, hit.score, hit.verify())
 ...         hit.save_overlay(f"{hit.image_id}.png")
 
-`AsyncClient` has the same methods for asyncio; `matchflow.errors` has the exceptions; `matchflow.v1` the messages.
+`AsyncClient` has the same methods for asyncio. `matchflow.errors` draws the tree of exceptions; `matchflow.v1` has the
+messages.
 """
 
 from __future__ import annotations
@@ -14,7 +15,28 @@ from __future__ import annotations
 from matchflow import errors
 from matchflow.async_client import AsyncClient
 from matchflow.client import Client
-from matchflow.errors import MatchflowError
+from matchflow.errors import (
+    BundleMismatchError,
+    DeadlineExceededError,
+    FeaturesInvalidError,
+    FileUnreadableError,
+    GalleryExistsError,
+    GalleryNotFoundError,
+    ImageNotFoundError,
+    ImageTooLargeError,
+    ImageUnreadableError,
+    InternalServerError,
+    InvalidFieldError,
+    MatchflowError,
+    ModelNotFoundError,
+    NotFoundError,
+    OverloadedError,
+    ServerUnreachableError,
+    ShuttingDownError,
+    StoreUnavailableError,
+    ThumbnailMissingError,
+    UnexpectedStatusError,
+)
 from matchflow.ingest import IngestFailure, IngestItem, IngestOutcome, IngestResult, IngestSummary
 from matchflow.matches import (
     AsyncHit,
@@ -47,32 +69,51 @@ __all__ = [
     "AsyncClient",
     "AsyncHit",
     "Box",
+    "BundleMismatchError",
     "CellGrid",
     "Certificate",
     "Client",
     "Comparison",
+    "DeadlineExceededError",
     "DeletedImages",
     "Explanation",
     "Features",
+    "FeaturesInvalidError",
+    "FileUnreadableError",
     "Flow",
     "Gallery",
+    "GalleryExistsError",
+    "GalleryNotFoundError",
     "Health",
     "Hit",
     "Image",
+    "ImageNotFoundError",
     "ImageRef",
+    "ImageTooLargeError",
+    "ImageUnreadableError",
     "IngestFailure",
     "IngestItem",
     "IngestOutcome",
     "IngestResult",
     "IngestSummary",
+    "InternalServerError",
+    "InvalidFieldError",
     "Marginals",
     "MatchScore",
     "MatchflowError",
     "Model",
+    "ModelNotFoundError",
+    "NotFoundError",
+    "OverloadedError",
     "RerankMode",
     "RerankState",
     "SearchResult",
+    "ServerUnreachableError",
+    "ShuttingDownError",
     "StageTimings",
+    "StoreUnavailableError",
+    "ThumbnailMissingError",
     "Tuning",
+    "UnexpectedStatusError",
     "errors",
 ]

@@ -224,9 +224,9 @@ class AsyncClient:
         """Return a model that the server runs."""
         return await self._run(calls.get_model(model))
 
-    def models(self) -> AsyncIterator[Model]:
-        """Give every model that the server runs."""
-        return self._pages(calls.list_models)
+    async def models(self) -> list[Model]:
+        """Return every model that the server runs."""
+        return [model async for model in self._pages(calls.list_models)]
 
     async def health(self, service: str = "") -> Health:
         """Return the health of the server, or of one service such as "matchflow.v1.SearchService"."""

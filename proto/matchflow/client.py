@@ -212,9 +212,9 @@ class Client:
         """Return a model that the server runs."""
         return self._run(calls.get_model(model))
 
-    def models(self) -> Iterator[Model]:
-        """Give every model that the server runs."""
-        return self._pages(calls.list_models)
+    def models(self) -> list[Model]:
+        """Return every model that the server runs."""
+        return list(self._pages(calls.list_models))
 
     def health(self, service: str = "") -> Health:
         """Return the health of the server, or of one service such as "matchflow.v1.SearchService"."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -289,15 +290,16 @@ def test_a_mode_that_does_not_exist_is_refused_at_once(client: Any) -> None:
 
 
 def test_a_query_file_that_is_not_there_never_leaves_the_client(client: Any, tmp_path: Path) -> None:
-    for ask in (
-        lambda path: client.search(path, gallery="demo"),
-        lambda path: client.explain(path, CAT),
-        lambda path: client.compare(CAT, path),
-        lambda path: client.render_match(path, CAT),
-        lambda path: client.embed([path]),
+    gone = tmp_path / "gone.jpg"
+    for ask, *arguments in (
+        (partial(client.search, gallery="demo"), gone),
+        (client.explain, gone, CAT),
+        (client.compare, CAT, gone),
+        (client.render_match, gone, CAT),
+        (client.embed, [gone]),
     ):
         with pytest.raises(matchflow.errors.FileUnreadableError, match="No such file"):
-            ask(tmp_path / "gone.jpg")
+            ask(*arguments)
 
 
 def test_a_hit_draws_itself_against_the_query_it_was_found_by(
@@ -407,7 +409,7 @@ def test_models_are_listed_and_found(client: Any, counterpart: Counterpart) -> N
         embedding_dim=128,
         execution_provider="CPUExecutionProvider",
     )
-    assert list(client.models()) == [model]
+    assert client.models() == [model]
 
 
 def test_the_deadline_is_the_clients_unless_a_call_has_its_own(client: Any, counterpart: Counterpart) -> None:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import grpc
 import pytest
 from client_counterpart import CLIENTS, Counterpart, Refusal, failure, running
-from google.protobuf import duration_pb2
-from google.protobuf.message import Message
+from google.protobuf import duration_pb2, empty_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from matchflow import errors
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 
 def test_every_reason_of_the_contract_has_an_exception() -> None:
@@ -123,7 +127,12 @@ def test_nobody_at_the_target_is_unreachable_and_names_the_target(kind: str) -> 
 @pytest.mark.parametrize("kind", CLIENTS)
 def test_a_silent_server_exceeds_the_deadline(kind: str) -> None:
     counterpart = Counterpart()
-    counterpart.answers["DeleteGallery"] = lambda _: counterpart.over.wait() and Message()
+
+    def say_nothing(_: Message) -> Message:
+        counterpart.over.wait()
+        return empty_pb2.Empty()
+
+    counterpart.answers["DeleteGallery"] = say_nothing
     with (
         running(counterpart),
         CLIENTS[kind](counterpart.target, timeout_s=0.2) as client,
@@ -137,7 +146,7 @@ class GarbledDetails(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         def fail(_: bytes, context: grpc.ServicerContext) -> bytes:
-            context.set_trailing_metadata([("grpc-status-details-bin", handler_call_details.method.encode())])
+            context.set_trailing_metadata((("grpc-status-details-bin", handler_call_details.method.encode()),))
             context.abort(grpc.StatusCode.UNAVAILABLE, "proxy")
             raise AssertionError
 
