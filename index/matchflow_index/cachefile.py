@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 MAGIC = b"MFCACHE\n"
 FORMAT = 1
-# magic, format version, length of the header, CRC-32 of header and payload
-_PREFIX = struct.Struct("<8sIII")
+# magic, format version, length of the header
+_PREFIX = struct.Struct("<8sII")
+# CRC-32 of all other bytes
+_CHECKSUM = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,13 @@ class CacheHeader:
 def write_cache(path: Path, header: CacheHeader, payload: bytes) -> None:
     """Write a cache file so that the old one or the new one is there, whenever the power fails; OSError on failure."""
     head = json.dumps(asdict(header)).encode()
-    checksum = zlib.crc32(payload, zlib.crc32(head))
+    start = _PREFIX.pack(MAGIC, FORMAT, len(head)) + head
+    checksum = zlib.crc32(payload, zlib.crc32(start))
     temporary = path.with_name(f".{path.name}.new")
     try:
         with temporary.open("wb") as file:
-            file.write(_PREFIX.pack(MAGIC, FORMAT, len(head), checksum))
-            file.write(head)
+            file.write(_CHECKSUM.pack(checksum))
+            file.write(start)
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
@@ -63,14 +66,15 @@ def read_cache(path: Path) -> tuple[CacheHeader, bytes]:
         data = path.read_bytes()
     except OSError as error:
         raise CacheDamagedError(f"missing ({error.strerror})") from error
-    if len(data) < _PREFIX.size:
+    if len(data) < _CHECKSUM.size + _PREFIX.size:
         raise CacheDamagedError(f"truncated: {len(data)} bytes")
-    magic, version, length, checksum = _PREFIX.unpack_from(data)
+    magic, version, length = _PREFIX.unpack_from(data, _CHECKSUM.size)
     if (magic, version) != (MAGIC, FORMAT):
         raise CacheDamagedError(f"expected {MAGIC!r} of format {FORMAT}; got {magic!r} of format {version}")
-    body = memoryview(data)[_PREFIX.size :]
-    if zlib.crc32(body) != checksum:
+    checked = memoryview(data)[_CHECKSUM.size :]
+    if (zlib.crc32(checked),) != _CHECKSUM.unpack_from(data):
         raise CacheDamagedError("its checksum does not match its bytes")
+    body = checked[_PREFIX.size :]
     return CacheHeader(**json.loads(bytes(body[:length]))), bytes(body[length:])
 
 

@@ -66,14 +66,15 @@ class GalleryCaches:
         header, row_ids = self._read_slots(snapshot.sequence)
         slab = self._open_slab(header)
         try:
-            coarse = self._read_coarse(header) or self._index(slab)
-            slots = (slab, coarse, row_ids)
+            read = self._read_coarse(header)
+            slots = (slab, read or self._index(slab), row_ids)
             _append(slots, self._missed(snapshot, header.sequence))
             shelf = _fill_shelf(slots, snapshot)
         except CacheDamagedError:
             slab.close()
             raise
-        self._saved_sequence = header.sequence
+        # What had to be made anew is worth saving even if nothing changes any more.
+        self._saved_sequence = header.sequence if read else None
         return shelf
 
     def _read_slots(self, sequence: int) -> tuple[CacheHeader, list[int]]:
@@ -143,8 +144,11 @@ class GalleryCaches:
 
     def _forget(self) -> None:
         """Remove the files that describe the slab, before it becomes another."""
-        for name in ("slots.cache", "coarse.cache"):
-            (self._directory / name).unlink(missing_ok=True)
+        try:
+            for name in ("slots.cache", "coarse.cache"):
+                (self._directory / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreUnavailableError(f"the caches in {self._directory} can't be replaced: {error}") from error
 
     def save(self, shelf: Shelf) -> None:
         """Write what changed; a failure is a warning, since nothing is lost but time at the next opening."""

@@ -43,9 +43,12 @@ class LmdbEnvironment:
         self._read_only = read_only
         self._max_map_bytes = max_map_bytes
         self._growth = ReadWriteLock()
-        with self._explained():
-            if not read_only:
+        if not read_only:
+            try:
                 path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise self._explain(error) from error
+        with self._explained():
             # A map smaller than the file is enlarged by LMDB itself.
             self._env: Any = lmdb.open(
                 os.fspath(path),
@@ -96,7 +99,7 @@ class LmdbEnvironment:
                     return work(transaction)
             except lmdb.MapFullError:
                 self._grow(full_at)
-            except (lmdb.Error, OSError) as error:
+            except lmdb.Error as error:
                 raise self._explain(error) from error
 
     def _map_bytes(self) -> int:
@@ -115,7 +118,7 @@ class LmdbEnvironment:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (lmdb.Error, OSError) as error:
+        except lmdb.Error as error:
             raise self._explain(error) from error
 
     def _explain(self, error: Exception) -> StoreUnavailableError:

@@ -130,13 +130,13 @@ class RowLayout:
         n, first, second = len(rows), 4 * self.dim, (4 + self.cells) * self.dim
         return FeatureBatch(
             embeddings=self.embeddings(rows),
-            cells=np.ascontiguousarray(rows[:, first:second]).view(np.int8).reshape(n, self.cells, self.dim),
-            scales=np.ascontiguousarray(rows[:, second:]).view("<f2").astype(np.float16, copy=False),
+            cells=rows[:, first:second].copy().view(np.int8).reshape(n, self.cells, self.dim),
+            scales=rows[:, second:].copy().view("<f2").astype(np.float16, copy=False),
         )
 
     def embeddings(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the embeddings float32 [N, D] of rows uint8 [N, size_bytes], copied."""
-        return np.ascontiguousarray(rows[:, : 4 * self.dim]).view("<f4").astype(np.float32, copy=False)
+        return rows[:, : 4 * self.dim].copy().view("<f4").astype(np.float32, copy=False)
 
 
 def _json(value: object) -> bytes:

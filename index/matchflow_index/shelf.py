@@ -113,9 +113,9 @@ class Shelf:
     def _fill(self, records: list[ImageRecord]) -> None:
         if not records:
             return
-        start = self.slab.size
+        # First what can fail for want of memory: slots must mean the same everywhere.
+        self.coarse.add(self.slab.embeddings(self.slab.size, self.slab.size + len(records)))
         self.slab.publish(len(records))
-        self.coarse.add(self.slab.embeddings(start, self.slab.size))
         self._row_ids.extend(np.array([record.row_id for record in records], np.int64))
         self._live.extend(np.ones(len(records), np.bool_))
         self._labels.extend([record.labels for record in records])

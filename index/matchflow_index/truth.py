@@ -1,8 +1,8 @@
 """What a truth is: the one transactional store that every cache is derived from, and nothing else is believed.
 
 Layout, whatever the engine: specifications; per gallery its images (id -> record), rows (row id -> features),
-thumbnails (row id -> bytes) and an append-only log of changes (sequence -> change); counters. Row ids count up over the whole
-store and are never given twice; sequence numbers count up per gallery.
+thumbnails (row id -> bytes) and an append-only log of changes (sequence -> change); counters. Row ids count up over
+the whole store and are never given twice; sequence numbers count up per gallery.
 """
 
 from __future__ import annotations
