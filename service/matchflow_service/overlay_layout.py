@@ -252,7 +252,8 @@ def curve(points: Sequence[tuple[float, float]], step_px: float = 3.0) -> NDArra
 
     Monotone cubic Hermite interpolation (Fritsch and Carlson, 1980): it never swings beyond its points.
     """
-    x, y = np.array(points, dtype=np.float64).T
+    # To a thousandth of a pixel: rises too small to see must not reach the quotients below.
+    x, y = np.array(points, dtype=np.float64).round(3).T
     slopes = np.diff(y) / np.diff(x)
     tangents = np.zeros_like(y)
     agree = slopes[:-1] * slopes[1:] > 0
