@@ -65,15 +65,17 @@ def read_cache(path: Path) -> tuple[CacheHeader, bytes]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CacheDamagedError(f"missing ({error.strerror})") from error
+        raise CacheDamagedError(f"{path.name} is missing ({error.strerror})") from error
     if len(data) < _CHECKSUM.size + _PREFIX.size:
-        raise CacheDamagedError(f"truncated: {len(data)} bytes")
+        raise CacheDamagedError(f"{path.name} is truncated: {len(data)} bytes")
     magic, version, length = _PREFIX.unpack_from(data, _CHECKSUM.size)
     if (magic, version) != (MAGIC, FORMAT):
-        raise CacheDamagedError(f"expected {MAGIC!r} of format {FORMAT}; got {magic!r} of format {version}")
+        raise CacheDamagedError(
+            f"{path.name}: expected {MAGIC!r} of format {FORMAT}; got {magic!r} of format {version}"
+        )
     checked = memoryview(data)[_CHECKSUM.size :]
     if (zlib.crc32(checked),) != _CHECKSUM.unpack_from(data):
-        raise CacheDamagedError("its checksum does not match its bytes")
+        raise CacheDamagedError(f"the checksum of {path.name} does not match its bytes")
     body = checked[_PREFIX.size :]
     return CacheHeader(**json.loads(bytes(body[:length]))), bytes(body[length:])
 

@@ -83,7 +83,7 @@ class GalleryCaches:
         expected = self._header("slots", header.sequence, row_ids, header.slab_checksum)
         _check_header(header, expected)
         if header.sequence > sequence:
-            raise CacheDamagedError(f"it reflects change {header.sequence}, but the truth ends at {sequence}")
+            raise CacheDamagedError(f"slots.cache reflects change {header.sequence}, but the truth ends at {sequence}")
         return header, row_ids.tolist()
 
     def _open_slab(self, header: CacheHeader) -> CellSlab:
@@ -91,13 +91,13 @@ class GalleryCaches:
         try:
             length = path.stat().st_size
         except OSError as error:
-            raise CacheDamagedError(f"missing ({error.strerror})") from error
+            raise CacheDamagedError(f"cells.slab is missing ({error.strerror})") from error
         if length < needed:
-            raise CacheDamagedError(f"truncated: {length} bytes of at least {needed}")
+            raise CacheDamagedError(f"cells.slab is truncated: {length} bytes of at least {needed}")
         slab = CellSlab.open(path, self._layout, header.slots, read_only=self._read_only)
         if slab.checksum() != header.slab_checksum:
             slab.close()
-            raise CacheDamagedError("its checksum does not match its bytes")
+            raise CacheDamagedError("the checksum of cells.slab does not match its bytes")
         return slab
 
     def _read_coarse(self, slots: CacheHeader) -> CoarseIndex | None:
@@ -121,7 +121,7 @@ class GalleryCaches:
         put = [change.row_id for change in snapshot.changes(after) if change.kind is ChangeKind.PUT]
         missed = [(row_id, row) for row_id in put if (row := snapshot.row(row_id)) is not None]
         if missed and self._read_only:
-            raise CacheDamagedError(f"it is {len(missed)} rows behind, and the store is read-only")
+            raise CacheDamagedError(f"the slab is {len(missed)} rows behind, and the store is read-only")
         return missed
 
     def _rebuild(self, snapshot: Snapshot) -> Shelf:
@@ -178,14 +178,12 @@ class GalleryCaches:
         )
 
     def _warn(self, name: str, error: CacheDamagedError, source: str) -> None:
-        logger.warning(
-            "cache %s of gallery %s is rebuilt from %s: %s", name, self._gallery.spec.gallery_id, source, error
-        )
+        logger.warning("%s of gallery %s is rebuilt from %s: %s", name, self._gallery.spec.gallery_id, source, error)
 
 
 def _check_header(header: CacheHeader, expected: CacheHeader) -> None:
     if header != expected:
-        raise CacheDamagedError(f"it belongs to something else: expected {expected}; got {header}")
+        raise CacheDamagedError(f"{header.kind}.cache belongs to something else: expected {expected}; got {header}")
 
 
 def slots_twin(slots: CacheHeader) -> CacheHeader:
@@ -213,11 +211,11 @@ def _fill_shelf(slots: Slots, snapshot: Snapshot, most_dead: float = MOST_DEAD) 
     for record in snapshot.records():
         slot = slot_of.get(record.row_id)
         if slot is None:
-            raise CacheDamagedError(f"it lacks row {record.row_id} of image {record.image_id!r}")
+            raise CacheDamagedError(f"the slab lacks row {record.row_id} of image {record.image_id!r}")
         records[slot] = record
     dead = records.count(None)
     if dead > most_dead * len(records):
-        raise CacheDamagedError(f"{dead} of its {len(records)} slots are dead")
+        raise CacheDamagedError(f"{dead} of {len(records)} slots are dead")
     return Shelf(
         slab=slab, coarse=coarse, row_ids=np.array(row_ids, np.int64), records=records, sequence=snapshot.sequence
     )

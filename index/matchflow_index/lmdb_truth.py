@@ -14,18 +14,16 @@ Numbers are big-endian, so that LMDB's order of bytes is their order.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import struct
 import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from matchflow_index.errors import GalleryExistsError, GalleryNotFoundError, StoreUnavailableError
 from matchflow_index.lmdb_environment import INITIAL_MAP_BYTES, MAX_MAP_BYTES, LmdbEnvironment
-from matchflow_index.records import GallerySpec, ImageRecord
-from matchflow_index.truth import Change, ChangeKind, StoredGallery
+from matchflow_index.lmdb_view import U32, U64, LmdbView, count_up
+from matchflow_index.records import GallerySpec
+from matchflow_index.truth import StoredGallery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,12 +37,6 @@ DATABASES = ("galleries", "images", "rows", "thumbnails", "log", "counters", "do
 PER_GALLERY = ("images", "rows", "thumbnails", "log")
 FORMAT = 1
 SWEEP_KEYS = 5_000
-# LMDB takes keys of at most 511 bytes.
-LONGEST_PLAIN_ID = 470
-
-_U32 = struct.Struct(">I")
-_U64 = struct.Struct(">Q")
-_ROW_KEY = struct.Struct(">IQ")
 
 
 class LmdbTruth:
@@ -75,9 +67,9 @@ class LmdbTruth:
         with self._env.reading() as txn:
             found = txn.get(b"format", db=self._databases["counters"])
         if found is None and not read_only:
-            self._env.write(lambda txn: txn.put(b"format", _U64.pack(FORMAT), db=self._databases["counters"]))
-        elif found is None or _U64.unpack(found) != (FORMAT,):
-            version = None if found is None else _U64.unpack(found)[0]
+            self._env.write(lambda txn: txn.put(b"format", U64.pack(FORMAT), db=self._databases["counters"]))
+        elif found is None or U64.unpack(found) != (FORMAT,):
+            version = None if found is None else U64.unpack(found)[0]
             raise StoreUnavailableError(f"{path} has format {version}; this program reads and writes format {FORMAT}")
 
     def galleries(self) -> list[StoredGallery]:
@@ -89,7 +81,7 @@ class LmdbTruth:
         """Store a new, empty gallery; GalleryExistsError when the id is taken."""
 
         def work(txn: Any) -> StoredGallery:
-            number = _count_up(txn, self._databases["counters"], b"gallery")
+            number = count_up(txn, self._databases["counters"], b"gallery")
             gallery = StoredGallery(spec=spec, number=number, uuid=uuid.uuid4().hex)
             key, value = spec.gallery_id.encode(), _encode_gallery(gallery)
             if not txn.put(key, value, db=self._databases["galleries"], overwrite=False):
@@ -109,7 +101,7 @@ class LmdbTruth:
             if value is None:
                 raise GalleryNotFoundError(gallery_id)
             gallery = _decode_gallery(value)
-            txn.put(_U32.pack(gallery.number), b"", db=self._databases["doomed"])
+            txn.put(U32.pack(gallery.number), b"", db=self._databases["doomed"])
             return gallery
 
         gallery = self._env.write(work)
@@ -168,139 +160,9 @@ class LmdbTruth:
         self._env.close()
 
 
-class LmdbView:
-    """A gallery inside an LMDB transaction: a Snapshot, and in a write transaction a Transaction."""
-
-    __slots__ = ("_databases", "_number", "_prefix", "_txn")
-
-    def __init__(self, txn: Any, databases: dict[str, Any], gallery: StoredGallery) -> None:
-        self._txn = txn
-        self._databases = databases
-        self._number = gallery.number
-        self._prefix = _U32.pack(gallery.number)
-
-    @property
-    def sequence(self) -> int:
-        """The last change; 0 for none."""
-        return _counter(self._txn, self._databases["counters"], self._prefix)
-
-    def record(self, image_id: str) -> ImageRecord | None:
-        """Return an image's record."""
-        value = self._txn.get(self._image_key(image_id), db=self._databases["images"])
-        return None if value is None else ImageRecord.decode(value)
-
-    def records(self, after: str | None = None) -> Iterator[ImageRecord]:
-        """Yield all records, or those whose id is greater than `after`, in order of id.
-
-        Ids of more than 470 bytes are in order only as far as their first 470 bytes tell.
-        """
-        start = self._prefix if after is None else self._image_key(after)
-        for key, value in self._entries("images", start):
-            if after is None or key != start:
-                yield ImageRecord.decode(value)
-
-    def row(self, row_id: int) -> bytes | None:
-        """Return a row's features."""
-        value: bytes | None = self._txn.get(self._row_key(row_id), db=self._databases["rows"])
-        return value
-
-    def rows(self) -> Iterator[tuple[int, bytes]]:
-        """Yield all rows, in order of row id."""
-        for key, value in self._entries("rows", self._prefix):
-            yield _ROW_KEY.unpack(key)[1], value
-
-    def thumbnail(self, row_id: int) -> bytes | None:
-        """Return a row's thumbnail."""
-        value: bytes | None = self._txn.get(self._row_key(row_id), db=self._databases["thumbnails"])
-        return value
-
-    def changes(self, after: int) -> Iterator[Change]:
-        """Yield the changes whose sequence is greater than `after`, in order."""
-        for key, value in self._entries("log", _ROW_KEY.pack(self._number, after + 1)):
-            kind, image_id, row_id, replaced = json.loads(value)
-            yield Change(
-                sequence=_ROW_KEY.unpack(key)[1],
-                kind=ChangeKind(kind),
-                image_id=image_id,
-                row_id=row_id,
-                replaced_row_id=replaced,
-            )
-
-    def next_row_id(self) -> int:
-        """Return a row id that was never given before."""
-        return _count_up(self._txn, self._databases["counters"], b"row")
-
-    def put(self, record: ImageRecord, row: bytes, thumbnail: bytes | None) -> Change:
-        """Store an image with a new row; the row that it had before, if any, is gone."""
-        old = self.record(record.image_id)
-        if old is not None:
-            self._erase_row(old.row_id)
-        self._write_record(record)
-        self._txn.put(self._row_key(record.row_id), row, db=self._databases["rows"])
-        if thumbnail is not None:
-            self._txn.put(self._row_key(record.row_id), thumbnail, db=self._databases["thumbnails"])
-        return self._note(ChangeKind.PUT, record.image_id, record.row_id, None if old is None else old.row_id)
-
-    def relabel(self, record: ImageRecord) -> Change:
-        """Replace the record of an image that keeps its row."""
-        self._write_record(record)
-        return self._note(ChangeKind.RELABEL, record.image_id, record.row_id)
-
-    def remove(self, image_id: str) -> Change | None:
-        """Remove an image with its row; None when there is none."""
-        old = self.record(image_id)
-        if old is None:
-            return None
-        self._txn.delete(self._image_key(image_id), db=self._databases["images"])
-        self._erase_row(old.row_id)
-        return self._note(ChangeKind.REMOVE, image_id, old.row_id)
-
-    def _note(self, kind: ChangeKind, image_id: str, row_id: int, replaced: int | None = None) -> Change:
-        sequence = _count_up(self._txn, self._databases["counters"], self._prefix)
-        entry = json.dumps([kind, image_id, row_id, replaced], ensure_ascii=False).encode()
-        self._txn.put(_ROW_KEY.pack(self._number, sequence), entry, db=self._databases["log"])
-        return Change(sequence=sequence, kind=kind, image_id=image_id, row_id=row_id, replaced_row_id=replaced)
-
-    def _write_record(self, record: ImageRecord) -> None:
-        self._txn.put(self._image_key(record.image_id), record.encode(), db=self._databases["images"])
-
-    def _erase_row(self, row_id: int) -> None:
-        for name in ("rows", "thumbnails"):
-            self._txn.delete(self._row_key(row_id), db=self._databases[name])
-
-    def _entries(self, name: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
-        cursor = self._txn.cursor(db=self._databases[name])
-        if cursor.set_range(start):
-            for key, value in cursor:
-                if not key.startswith(self._prefix):
-                    return
-                yield key, value
-
-    def _row_key(self, row_id: int) -> bytes:
-        return _ROW_KEY.pack(self._number, row_id)
-
-    def _image_key(self, image_id: str) -> bytes:
-        name = image_id.encode()
-        if len(name) > LONGEST_PLAIN_ID:
-            # Longer than any plain key, so the two kinds never collide.
-            name = name[:LONGEST_PLAIN_ID] + hashlib.sha256(name).digest()
-        return self._prefix + name
-
-
-def _counter(txn: Any, database: Any, key: bytes) -> int:
-    value = txn.get(key, db=database)
-    return 0 if value is None else int(_U64.unpack(value)[0])
-
-
-def _count_up(txn: Any, database: Any, key: bytes) -> int:
-    value = _counter(txn, database, key) + 1
-    txn.put(key, _U64.pack(value), db=database)
-    return value
-
-
 def _encode_gallery(gallery: StoredGallery) -> bytes:
-    return _U32.pack(gallery.number) + bytes.fromhex(gallery.uuid) + gallery.spec.encode()
+    return U32.pack(gallery.number) + bytes.fromhex(gallery.uuid) + gallery.spec.encode()
 
 
 def _decode_gallery(value: bytes) -> StoredGallery:
-    return StoredGallery(spec=GallerySpec.decode(value[20:]), number=_U32.unpack(value[:4])[0], uuid=value[4:20].hex())
+    return StoredGallery(spec=GallerySpec.decode(value[20:]), number=U32.unpack(value[:4])[0], uuid=value[4:20].hex())
