@@ -1,0 +1,1 @@
+"""The command `matchflow`. One module per group of commands; heavy packages are imported by the command that runs."""

@@ -1,0 +1,113 @@
+"""`matchflow gallery`: list, show, create and delete galleries."""
+
+import itertools
+from typing import Annotated
+
+import typer
+
+import matchflow
+from matchflow_cli.failures import CommandError
+from matchflow_cli.options import DEFAULT_SERVER, MISUSE, JsonOption, ServerOption
+from matchflow_cli.output import as_json, console, labels, table, text
+
+GalleryArgument = Annotated[str, typer.Argument(help="The gallery.")]
+
+
+def application() -> typer.Typer:
+    """Return the group of commands."""
+    group = typer.Typer(help="List, show, create and delete galleries.", no_args_is_help=True)
+    group.command("list")(list_)
+    group.command("show")(show)
+    group.command("create")(create)
+    group.command("delete")(delete)
+    return group
+
+
+def list_(*, json: JsonOption = False, server: ServerOption = DEFAULT_SERVER) -> None:
+    """List the galleries of the server."""
+    with matchflow.Client(server) as client:
+        galleries = list(client.list_galleries())
+    if json:
+        typer.echo(as_json(galleries))
+        return
+    listed = table("gallery", "model", "bundle", "cells", "D", "images", "created", right=("D", "images"))
+    for each in galleries:
+        listed.add_row(
+            text(each.id),
+            text(each.model),
+            each.bundle_digest[:12],
+            f"{each.grid.rows} x {each.grid.columns}",
+            str(each.embedding_dim),
+            f"{each.image_count:,}",
+            f"{each.create_time:%Y-%m-%d %H:%M}",
+        )
+    console().print(listed if galleries else "no galleries; make one with `matchflow gallery create NAME`")
+
+
+def show(
+    *,
+    gallery: GalleryArgument,
+    images: Annotated[int, typer.Option(min=0, help="Also list this many images.")] = 0,
+    json: JsonOption = False,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Show one gallery, and some of its images if asked."""
+    with matchflow.Client(server) as client:
+        found = client.get_gallery(gallery)
+        first = list(itertools.islice(client.list_images(gallery), images))
+    if json:
+        typer.echo(as_json({"gallery": found, "images": first}))
+        return
+    out = console()
+    for name, value in {
+        "gallery": found.id,
+        "model": found.model,
+        "bundle": found.bundle_digest,
+        "cells": f"{found.grid.rows} x {found.grid.columns} of {found.embedding_dim}",
+        "images": f"{found.image_count:,}",
+        "changes": f"{found.sequence:,}",
+        "created": f"{found.create_time:%Y-%m-%d %H:%M:%S} UTC",
+        "thumbnails": "kept" if found.keeps_thumbnails else "not kept: no overlays",
+    }.items():
+        out.print(f"{name:<11} {text(value)}")
+    if first:
+        listed = table("image", "labels", "size", "updated", right=("size",))
+        for image in first:
+            size = f"{image.width_px} x {image.height_px}" if image.width_px else "features"
+            listed.add_row(text(image.id), labels(image.labels), size, f"{image.update_time:%Y-%m-%d %H:%M}")
+        out.print(listed)
+
+
+def create(
+    *,
+    gallery: GalleryArgument,
+    model: Annotated[str, typer.Option(help="Model that its images are computed with. Default: the server's.")] = "",
+    thumbnails: Annotated[bool, typer.Option(help="Whether to keep pictures for overlays.")] = True,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Create an empty gallery."""
+    with matchflow.Client(server) as client:
+        made = client.create_gallery(gallery, model=model, thumbnails=thumbnails)
+    console().print(f"created {text(made.id)} for model {text(made.model)} (bundle {made.bundle_digest[:12]})")
+
+
+def delete(
+    *,
+    gallery: GalleryArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Delete a gallery and every image in it."""
+    with matchflow.Client(server) as client:
+        found = client.get_gallery(gallery)
+        if not yes and not _confirmed(found):
+            raise CommandError(f"{gallery} was not deleted; to delete it without being asked add --yes")
+        client.delete_gallery(gallery)
+    console().print(f"deleted {text(gallery)} and its {found.image_count:,} images")
+
+
+def _confirmed(gallery: matchflow.Gallery) -> bool:
+    try:
+        return typer.confirm(f"Delete {gallery.id} and its {gallery.image_count:,} images for good?")
+    except typer.Abort:  # nobody is there to answer
+        raise CommandError(f"{gallery.id} was not deleted: nobody answered; add --yes", exit_code=MISUSE) from None

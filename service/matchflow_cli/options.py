@@ -1,0 +1,69 @@
+"""Options that several commands share, and the texts that they are parsed from."""
+
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+import matchflow
+from matchflow_cli.failures import CommandError
+
+MISUSE = 2
+LABEL_NAME = re.compile(r"[a-z0-9_]{1,64}")
+
+ServerOption = Annotated[
+    str, typer.Option("--server", envvar="MATCHFLOW_SERVER", help="host:port of the server.", show_default=True)
+]
+GalleryOption = Annotated[str, typer.Option("--gallery", "-g", help="The gallery.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+ModeOption = Annotated[
+    matchflow.RerankMode, typer.Option("--mode", help="How candidates are scored in the second stage.")
+]
+GlobalWeightOption = Annotated[
+    float | None, typer.Option("--global-weight", help="Weight of the cosine in the final score, 0 to 10.")
+]
+MarginalsOption = Annotated[matchflow.Marginals | None, typer.Option("--marginals", help="How cells are weighted.")]
+EpsilonOption = Annotated[float | None, typer.Option("--epsilon", help="Entropic regularisation.")]
+ToleranceOption = Annotated[float | None, typer.Option("--tolerance", help="L1 marginal error to stop at.")]
+IterationsOption = Annotated[int | None, typer.Option("--max-iterations", help="Iterations to stop at.")]
+
+DEFAULT_SERVER = "localhost:50051"
+
+
+def parse_size(text: str, what: str) -> tuple[int, int]:
+    """Return (first, second) of "AxB"; one number means both. Raises CommandError."""
+    first, _, second = text.lower().partition("x")
+    if not (first.isdecimal() and (second or first).isdecimal()):
+        raise CommandError(f"{what} must be like 256x128, or 128 for both; got {text!r}", exit_code=MISUSE)
+    return int(first), int(second or first)
+
+
+def parse_conditions(texts: Iterable[str], option: str) -> dict[str, list[str]]:
+    """Return {label: values} of "label=value" texts; the same label twice allows either value. Raises CommandError."""
+    conditions: dict[str, list[str]] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not (name and separator):
+            raise CommandError(f"{option} must be like designer=noto; got {text!r}", exit_code=MISUSE)
+        conditions.setdefault(name, []).append(value)
+    return conditions
+
+
+def check_label_names(names: Iterable[str], origin: str) -> None:
+    """Raise CommandError for a name that no label can have."""
+    for name in names:
+        if not LABEL_NAME.fullmatch(name):
+            raise CommandError(
+                f"{origin}: a label name has 1-64 characters of a-z, 0-9 and _; got {name!r}", exit_code=MISUSE
+            )
+
+
+def query_of(image: str | None, image_id: str | None, gallery: str) -> str | matchflow.ImageRef:
+    """Return what is asked with: a file, or an image of the gallery. Raises CommandError unless it is exactly one."""
+    if (image is None) == (image_id is None):
+        raise CommandError("name one query: either a file, or --image-id with a stored image", exit_code=MISUSE)
+    if image is not None:
+        return image
+    return matchflow.ImageRef(gallery, image_id or "")

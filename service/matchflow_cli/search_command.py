@@ -1,0 +1,125 @@
+"""`matchflow search`: ask with an image, see hits and why they match."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import matchflow
+from matchflow_cli.options import (
+    DEFAULT_SERVER,
+    EpsilonOption,
+    GalleryOption,
+    GlobalWeightOption,
+    IterationsOption,
+    JsonOption,
+    MarginalsOption,
+    ModeOption,
+    ServerOption,
+    TimeoutOption,
+    ToleranceOption,
+    parse_conditions,
+    query_of,
+)
+from matchflow_cli.output import as_json, console, labels, parts, score, table, text
+
+PARTS_SHOWN = 3
+MAX_NAME_BYTES = 200
+
+
+def search(
+    *,
+    gallery: GalleryOption,
+    image: Annotated[str | None, typer.Argument(help="Image file to ask with.")] = None,
+    image_id: Annotated[str | None, typer.Option(help="Ask with this image of the gallery instead.")] = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Hits wanted.")] = 10,
+    depth: Annotated[int, typer.Option(help="Coarse candidates that are re-ranked.")] = 100,
+    mode: ModeOption = matchflow.RerankMode.STRUCTURAL,
+    global_weight: GlobalWeightOption = None,
+    marginals: MarginalsOption = None,
+    epsilon: EpsilonOption = None,
+    tolerance: ToleranceOption = None,
+    max_iterations: IterationsOption = None,
+    max_flows: Annotated[int, typer.Option(help="Matched parts per hit.")] = 8,
+    where: Annotated[list[str] | None, typer.Option(help="label=value that hits have; again for more.")] = None,
+    where_not: Annotated[list[str] | None, typer.Option(help="label=value that hits don't have.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Image id that is never a hit.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Final score that hits have at least.")] = None,
+    overlays: Annotated[Path | None, typer.Option(help="Folder for pictures of query and hit, parts joined.")] = None,
+    json: JsonOption = False,
+    timeout: TimeoutOption = 30.0,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Find the images of a gallery that match best, and say which parts match which.
+
+    Labels: the same label twice allows either value, different labels must all hold.
+    """
+    query = query_of(image, image_id, gallery)
+    with matchflow.Client(server, timeout_s=timeout) as client:
+        result = client.search(
+            query,
+            gallery=gallery,
+            top_k=top_k,
+            depth=depth,
+            mode=mode,
+            tuning=matchflow.Tuning(
+                global_weight=global_weight,
+                marginals=marginals,
+                epsilon=epsilon,
+                tolerance=tolerance,
+                max_iterations=max_iterations,
+            ),
+            max_flows=max_flows,
+            where=parse_conditions(where or [], "--where"),
+            where_not=parse_conditions(where_not or [], "--where-not"),
+            exclude=exclude or [],
+            min_score=min_score,
+        )
+        if json:
+            typer.echo(as_json(result))
+        else:
+            report(console(), result)
+        if overlays is not None:
+            _save_overlays(result, overlays, quiet=json)
+
+
+def report(out: Console, result: matchflow.SearchResult[matchflow.Hit]) -> None:
+    """Print the hits, how far the re-ranking went and what took how long."""
+    hits = table(
+        *("#", "image", "labels", "coarse", "structural", "final", "coarse place", "query part → image part"),
+        right=("#", "coarse", "structural", "final", "coarse place"),
+    )
+    for rank, hit in enumerate(result, start=1):
+        hits.add_row(
+            str(rank),
+            text(hit.image_id),
+            labels(hit.labels),
+            score(hit.coarse_score),
+            score(hit.structural_score),
+            score(hit.score),
+            str(hit.coarse_rank + 1),
+            parts(hit.flows, hit.structural_score, PARTS_SHOWN),
+        )
+    out.print(hits if len(result) else "no hits")
+    timings = result.timings
+    out.print(
+        f"server {timings.total_ms:.1f} ms: decode {timings.decode_ms:.1f}, encode {timings.encode_ms:.1f}, "
+        f"coarse {timings.coarse_ms:.1f}, gather {timings.gather_ms:.1f}, match {timings.match_ms:.1f}, "
+        f"explain {timings.explain_ms:.1f}   re-ranking {result.rerank} ({result.depth_done:,} matched)"
+    )
+    wrong = [hit.image_id for hit in result if not hit.verify()]
+    if wrong:
+        out.print(f"[red]contributions and residual do not add up for {text(', '.join(wrong))}[/]")
+    elif result.rerank is not matchflow.RerankState.NOT_REQUESTED:
+        out.print("checked: every hit's contributions and residual add up to its structural score")
+
+
+def _save_overlays(result: matchflow.SearchResult[matchflow.Hit], folder: Path, *, quiet: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank, hit in enumerate(result, start=1):
+        # Ids hold no '/', and a file system takes names of 255 bytes.
+        name = hit.image_id.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+        saved = hit.save_overlay(folder / f"{rank:02}-{name}.png")
+        if not quiet:
+            console().print(f"overlay {text(saved)}")
