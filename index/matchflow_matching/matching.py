@@ -11,7 +11,7 @@ import numpy as np
 from matchflow_matching import kernels
 from matchflow_matching.errors import FeaturesInvalidError, SettingsInvalidError
 from matchflow_matching.features import FeatureBatch, Features
-from matchflow_matching.products import Products, multiply
+from matchflow_matching.products import Products, multiply, plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -186,10 +186,12 @@ def top_flows(flow: MatchingFlow, count: int) -> list[Flow]:
 def warm_up() -> None:
     """Compile every kernel, so that no request pays for it (seconds the first time; then from the cache on disk)."""
     image = Features(
-        embedding=np.ones(1, np.float32), cells=np.ones((1, 1), np.int8), scales=np.full(1, 0.0078125, np.float16)
+        embedding=np.full(2, 0.5**0.5, np.float32), cells=np.ones((2, 2), np.int8), scales=np.ones(2, np.float16)
     )
     for mode in MatchMode:
-        match(image, FeatureBatch.stack([image]), MatchSettings(mode=mode))
+        # Memory layouts differ between one candidate and several, and each is compiled on its own.
+        match(image, FeatureBatch.stack([image, image]), MatchSettings(mode=mode))
+        explain(image, image, MatchSettings(mode=mode))
 
 
 def _score(
@@ -202,7 +204,7 @@ def _score(
 ) -> Matches:
     n = len(candidates)
     outputs = _Outputs.empty(n)
-    kernels.cosines(query.embedding, candidates.embeddings, outputs.cosine)
+    kernels.cosines(plain(query.embedding), plain(candidates.embeddings), outputs.cosine)
     match settings.mode:
         case MatchMode.STRUCTURAL:
             _transport(products, settings, outputs, plans)

@@ -9,7 +9,7 @@ depend on BLAS, on threads or on what else is in the batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -93,7 +93,15 @@ def _mask(mask: NDArray[np.bool_] | None, shape: tuple[int, ...], name: str) -> 
         return np.ones(shape, dtype=np.bool_)
     if mask.shape != shape or mask.dtype != np.bool_:
         raise FeaturesInvalidError(f"{name} must be bool {list(shape)}; got {mask.dtype} {list(mask.shape)}")
-    return mask
+    return plain(mask)
+
+
+def plain(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array as every kernel takes it: contiguous and writable, copied when it is not.
+
+    Each other layout would be compiled anew, by the request that first brings it.
+    """
+    return np.require(array, requirements=["C", "W"])
 
 
 def _integer_products(query: Features, candidates: FeatureBatch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -102,7 +110,7 @@ def _integer_products(query: Features, candidates: FeatureBatch) -> tuple[NDArra
     readable = np.empty(n, np.bool_)
     rows = np.empty((n, rx + 1, dim), dtype=dtype)
     rows[:, :rx] = candidates.cells
-    kernels.round_embeddings(candidates.embeddings, rows[:, rx], readable)
+    kernels.round_embeddings(plain(candidates.embeddings), rows[:, rx], readable)
     columns = np.empty((len(query.cells) + 1, dim), dtype=dtype)
     columns[:-1] = query.cells
     columns[-1] = whole_numbers(query.embedding[None])[0]
@@ -117,5 +125,5 @@ def whole_numbers(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     become zero.
     """
     rounded = np.empty_like(embeddings)
-    kernels.round_embeddings(embeddings, rounded, np.empty(len(embeddings), np.bool_))
+    kernels.round_embeddings(plain(embeddings), rounded, np.empty(len(embeddings), np.bool_))
     return rounded

@@ -18,6 +18,7 @@ from matchflow_matching import (
     MatchSettings,
     SettingsInvalidError,
     explain,
+    kernels,
     match,
     top_flows,
     warm_up,
@@ -191,3 +192,25 @@ def test_more_than_1040_dimensions_still_multiply_exactly() -> None:
 def test_warming_up_twice_is_harmless() -> None:
     warm_up()
     warm_up()
+
+
+def test_after_warming_up_no_request_compiles_anything() -> None:
+    warm_up()
+    compiled = [kernels.cosines, kernels.round_embeddings, kernels.transport, kernels.max_sim, kernels.same_cell]
+    before = [len(kernel.signatures) for kernel in compiled]
+    rows = np.zeros((7, 3 * 4 + 12), np.float32)
+    batch = random_batch(np.random.default_rng(0), 7, 4, 3)
+    rows[:, :3] = batch.embeddings
+    strided = replace(batch, embeddings=rows[:, :3])
+    received = Features(
+        embedding=np.frombuffer(batch.embeddings[0].tobytes(), np.float32),
+        cells=np.frombuffer(batch.cells[0].tobytes(), np.int8).reshape(4, 3),
+        scales=np.frombuffer(batch.scales[0].tobytes(), np.float16),
+    )
+    frozen = np.ones((7, 4), np.bool_)
+    frozen.setflags(write=False)
+    for mode in MatchMode:
+        for candidates in (batch, strided, strided.take(slice(2, 3)), strided.take(slice(0, 0))):
+            match(received, candidates, MatchSettings(mode=mode), image_masks=frozen[: len(candidates)])
+        explain(received, strided[3], MatchSettings(mode=mode))
+    assert [len(kernel.signatures) for kernel in compiled] == before
