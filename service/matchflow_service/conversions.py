@@ -19,6 +19,7 @@ from matchflow_matching import (
     MatchSettings,
     check_unit_length,
 )
+from matchflow_matching.matching import EPSILON_RANGE, GLOBAL_WEIGHT_RANGE, ITERATIONS_RANGE, TOLERANCE_RANGE
 from matchflow_service import fields, names
 from matchflow_service.errors import FieldInvalidError
 
@@ -153,14 +154,16 @@ def features_hash(features: Features) -> str:
 def parse_rerank(message: search_pb2.Rerank, field: str = "rerank") -> MatchSettings:
     """Return how pairs are scored; what is absent has the default of MatchSettings."""
     given: dict[str, Any] = {}
-    if message.HasField("global_weight"):
-        given["global_weight"] = fields.real(message.global_weight, f"{field}.global_weight", low=0, high=10)
-    if message.HasField("epsilon"):
-        given["epsilon"] = fields.real(message.epsilon, f"{field}.epsilon", low=0.02, high=10)
-    if message.HasField("tolerance"):
-        given["tolerance"] = fields.real(message.tolerance, f"{field}.tolerance", low=1e-6, high=1)
+    for name, (low, high) in (
+        ("global_weight", GLOBAL_WEIGHT_RANGE),
+        ("epsilon", EPSILON_RANGE),
+        ("tolerance", TOLERANCE_RANGE),
+    ):
+        if message.HasField(name):
+            given[name] = fields.real(getattr(message, name), f"{field}.{name}", low=low, high=high)
     if message.HasField("max_iterations"):
-        given["max_iterations"] = fields.whole(message.max_iterations, f"{field}.max_iterations", low=1, high=10_000)
+        low, high = ITERATIONS_RANGE
+        given["max_iterations"] = fields.whole(message.max_iterations, f"{field}.max_iterations", low=low, high=high)
     return MatchSettings(
         mode=_known(MODES, message.mode, f"{field}.mode", "RerankMode"),
         marginals=_known(MARGINALS, message.marginals, f"{field}.marginals", "Marginals"),

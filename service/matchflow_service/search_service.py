@@ -46,7 +46,13 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             reply = await on(self._pool, partial(answer_unsent, request, self._sides, deadline))
         reply.query_id = request_id.get()
         reply.timings.total_ms = (time.perf_counter() - start_s) * 1000
-        log.info("searched %s: %d hits in %.1f ms", request.gallery, len(reply.hits), reply.timings.total_ms)
+        log.info(
+            "searched %s: %d hits in %.1f ms",
+            request.gallery,
+            len(reply.hits),
+            reply.timings.total_ms,
+            extra={"query_id": reply.query_id},
+        )
         return reply
 
     async def Compare(self, request: search_pb2.CompareRequest, context: Any) -> search_pb2.CompareResponse:

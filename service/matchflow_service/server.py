@@ -51,6 +51,7 @@ class MatchflowServer:
         self._bound_port = 0
         self.calls: CallsInFlight
         self.models: Models
+        self.sides: Sides
 
     @property
     def port(self) -> int:
@@ -125,7 +126,7 @@ class MatchflowServer:
     def _add_services(self, server: grpc.aio.Server, store: GalleryStore, workers: Workers) -> None:
         settings, models = self._settings, self.models
         reader = ImageReader(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-        sides = Sides(store=store, models=models, reader=reader, workers=workers)
+        self.sides = sides = Sides(store=store, models=models, reader=reader, workers=workers)
         gallery_pb2_grpc.add_GalleryServiceServicer_to_server(
             GalleryServicer(store=store, models=models, workers=workers), server
         )
