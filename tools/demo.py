@@ -137,13 +137,13 @@ def ask(client: matchflow.Client, queries: list[Sample]) -> list[matchflow.Searc
             f"{timings.total_ms:.1f}",
         )
     console.print(table)
-    right = sum(a.hits[0].labels["class"] == q.klass for q, a in zip(queries, answers, strict=True))
+    first = sum(a.hits[0].labels["class"] == q.klass for q, a in zip(queries, answers, strict=True))
     coarse = sum(
         min(a.hits, key=lambda hit: hit.coarse_rank).labels["class"] == q.klass
         for q, a in zip(queries, answers, strict=True)
     )
     console.print(
-        f"right first: {right} of {len(queries)}; by the global vector alone {coarse} of {len(queries)}. "
+        f"right first: {first} of {len(queries)}; by the global vector alone {coarse} of {len(queries)}. "
         "`was` is the hit's place in the coarse order. Measured properly: make bench-accuracy"
     )
     return answers

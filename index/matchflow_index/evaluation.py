@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from matchflow_index.errors import InvalidQueryError
-from matchflow_index.shortlist import exact_cosines
-from matchflow_matching import MatchMode, MatchSettings, match
+from matchflow_matching import MatchMode, MatchSettings, global_cosines, match
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -188,7 +187,7 @@ class _Ground:
     ) -> list[NDArray[np.intp]]:
         """Return, per method, the positions in `gallery` from best to worst."""
         features = self.features[query]
-        cosines = exact_cosines(features.embedding, self.features.embeddings[gallery])
+        cosines = global_cosines(features.embedding, self.features.embeddings[gallery])
         coarse = np.lexsort((self.places[gallery], -cosines))
         head = coarse[: depth or len(coarse)]
         candidates = self.features.take(gallery[head])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from matchflow_matching import kernels
+from matchflow_matching import global_cosines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,7 @@ def propose(shelf: Shelf, embedding: NDArray[np.float32], count: int, image_filt
             gather_start_s = time.perf_counter()
             features = shelf.slab.gather(slots)
             gather_s += time.perf_counter() - gather_start_s
-            cosines = exact_cosines(embedding, features.embeddings)
+            cosines = global_cosines(embedding, features.embeddings)
             if len(slots) < fetch or values[-1] < np.partition(cosines, -count)[-count] - FAISS_ERROR:
                 break
             fetch *= 2
@@ -68,13 +68,6 @@ def propose(shelf: Shelf, embedding: NDArray[np.float32], count: int, image_filt
         coarse_s=time.perf_counter() - start_s - gather_s,
         gather_s=gather_s,
     )
-
-
-def exact_cosines(embedding: NDArray[np.float32], embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the cosines float32 [N] with embeddings float32 [N, D], bit-equal to those of `match`."""
-    cosines = np.empty(len(embeddings), np.float32)
-    kernels.cosines(embedding, embeddings, cosines)
-    return cosines
 
 
 def coarse_order(cosines: NDArray[np.float32], image_ids: list[str]) -> NDArray[np.intp]:

@@ -137,6 +137,13 @@ def match(
     return _score(query, candidates, products, settings, plans=None)
 
 
+def global_cosines(embedding: NDArray[np.float32], embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the cosines float32 [N] of embedding [D] with embeddings [N, D], bit-equal to those of `match`."""
+    cosines = np.empty(len(embeddings), np.float32)
+    kernels.cosines(plain(embedding), plain(embeddings), cosines)
+    return cosines
+
+
 def explain(
     query: Features,
     image: Features,
@@ -203,8 +210,7 @@ def _score(
     plans: NDArray[np.float32] | None,
 ) -> Matches:
     n = len(candidates)
-    outputs = _Outputs.empty(n)
-    kernels.cosines(plain(query.embedding), plain(candidates.embeddings), outputs.cosine)
+    outputs = _Outputs.empty(n, global_cosines(query.embedding, candidates.embeddings))
     match settings.mode:
         case MatchMode.STRUCTURAL:
             _transport(products, settings, outputs, plans)
@@ -238,9 +244,9 @@ class _Outputs:
     uniform: NDArray[np.bool_]
 
     @classmethod
-    def empty(cls, n: int) -> _Outputs:
+    def empty(cls, n: int, cosine: NDArray[np.float32]) -> _Outputs:
         return cls(
-            cosine=np.zeros(n, np.float32),
+            cosine=cosine,
             structural=np.zeros(n, np.float32),
             iterations=np.zeros(n, np.int32),
             errors=np.zeros(n, np.float32),

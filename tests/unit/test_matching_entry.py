@@ -18,6 +18,7 @@ from matchflow_matching import (
     MatchSettings,
     SettingsInvalidError,
     explain,
+    global_cosines,
     kernels,
     match,
     top_flows,
@@ -78,6 +79,7 @@ def test_the_cosine_is_that_of_the_global_vectors(pair: tuple[Features, FeatureB
     expected = candidates.embeddings.astype(np.float64) @ query.embedding.astype(np.float64)
     matches = match(query, candidates, MatchSettings(mode=MatchMode.COSINE))
     np.testing.assert_allclose(matches.cosine, expected, atol=1e-6)
+    assert np.array_equal(global_cosines(query.embedding, candidates.embeddings), matches.cosine)
     assert not matches.structural.any()
     assert matches.converged.all()
 
