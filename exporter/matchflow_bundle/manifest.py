@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+VERSION_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z._+-]{0,63}$"
+ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+ModelVersion = Annotated[str, StringConstraints(pattern=VERSION_PATTERN)]
 PositiveCount = Annotated[int, Field(ge=1)]
 Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Deviation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -122,7 +125,7 @@ class BundleManifest(ManifestPart):
 
     schema_version: Literal[1]
     name: ModelName
-    version: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    version: ModelVersion
     height_px: PositiveCount
     width_px: PositiveCount
     policy: ResizePolicy

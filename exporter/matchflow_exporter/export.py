@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003 - settings are read by tools that resolve annotations
 from typing import TYPE_CHECKING
@@ -14,7 +15,16 @@ import torch
 from matchflow_bundle.bundle import Bundle, write_bundle
 from matchflow_bundle.encoder import open_session, run_session
 from matchflow_bundle.errors import BundleExistsError
-from matchflow_bundle.manifest import SCHEMA_VERSION, BundleManifest, Definitions, Goldens, Head, Source
+from matchflow_bundle.manifest import (
+    NAME_PATTERN,
+    SCHEMA_VERSION,
+    VERSION_PATTERN,
+    BundleManifest,
+    Definitions,
+    Goldens,
+    Head,
+    Source,
+)
 from matchflow_bundle.preprocessing import Preprocessing, ResizePolicy
 from matchflow_exporter.backbones import DEFAULT_ARCHITECTURE, load_backbone
 from matchflow_exporter.errors import SettingsInvalidError
@@ -72,6 +82,9 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         """Refuse what no export could be made of."""
+        for name, text, pattern in (("name", self.name, NAME_PATTERN), ("version", self.version, VERSION_PATTERN)):
+            if not re.fullmatch(pattern, text):
+                raise SettingsInvalidError(f"expected a {name} like {pattern}; got {text!r}")
         for name, pixels in (("height_px", self.height_px), ("width_px", self.width_px)):
             if not LEAST_INPUT_PX <= pixels <= MOST_INPUT_PX:
                 raise SettingsInvalidError(f"expected {name} of {LEAST_INPUT_PX} to {MOST_INPUT_PX}; got {pixels}")

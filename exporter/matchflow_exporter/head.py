@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # A direction this much weaker than the strongest is rounding noise, not signal.
 LEAST_RELATIVE_VARIANCE = 1e-10
+LEAST_VARIANCE = 1e-30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +46,19 @@ def fit_whitening(cells: NDArray[np.float64], dim: int, power: float) -> Project
     centred = cells - mean
     values, vectors = np.linalg.eigh(centred.T @ centred / count)
     values, vectors = values[::-1], vectors[:, ::-1]
-    if values[dim - 1] <= LEAST_RELATIVE_VARIANCE * max(values[0], np.finfo(np.float64).tiny):
-        found = int((values > LEAST_RELATIVE_VARIANCE * max(values[0], np.finfo(np.float64).tiny)).sum())
+    noise = max(LEAST_RELATIVE_VARIANCE * values[0], LEAST_VARIANCE)
+    if values[dim - 1] <= noise:
+        found = int((values > noise).sum())
         raise HeadFitError(f"expected cells that vary in {dim} directions; they vary in {found}")
     directions = vectors[:, :dim].T
     largest = np.abs(directions).argmax(axis=1)
     directions = directions * np.sign(directions[np.arange(dim), largest])[:, None]
-    weight = directions * values[:dim, None] ** -power
+    # A channel that never responds has weights too small for float32: zero is right.
+    with np.errstate(under="ignore"):
+        weight = (directions * values[:dim, None] ** -power).astype(np.float32)
+        bias = -(weight @ mean)
     return ProjectionHead(
-        weight=weight.astype(np.float32),
-        bias=-(weight @ mean).astype(np.float32),
+        weight=weight,
+        bias=bias.astype(np.float32),
         explained_variance=min(float(values[:dim].sum() / np.maximum(values, 0).sum()), 1.0),
     )
