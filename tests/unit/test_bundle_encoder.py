@@ -19,6 +19,7 @@ from matchflow_bundle import (
     decode_image,
 )
 from matchflow_bundle.encoder import open_session
+from matchflow_bundle.manifest import Goldens
 from matchflow_matching.features import quantise
 
 if TYPE_CHECKING:
@@ -134,6 +135,21 @@ def test_bytes_that_are_no_model_are_refused() -> None:
     for model in (b"", b"no model at all"):
         with pytest.raises(BundleInvalidError, match="can't load the model"):
             open_session(model)
+
+
+def test_a_manifest_that_describes_another_model_is_refused(sample_bundle: Bundle) -> None:
+    manifest = sample_bundle.manifest
+    smaller = Goldens.record(
+        np.zeros((1, 64, 64, 3), np.uint8), np.zeros((1, 128), np.float32), np.zeros((1, 16, 128), np.float32), 1e-3
+    )
+    changes = {"height_px": 64, "width_px": 64, "goldens": smaller}
+    with pytest.raises(BundleInvalidError, match="does not take what the manifest says"):
+        Encoder.open(replace(sample_bundle, manifest=manifest.model_copy(update=changes)))
+    images = manifest.goldens.images()
+    narrower = Goldens.record(images, np.zeros((4, 64), np.float32), np.zeros((4, 16, 64), np.float32), 1e-3)
+    changes = {"embedding_dim": 64, "goldens": narrower}
+    with pytest.raises(BundleInvalidError, match=r"expected embedding of shape \[4, 64\]; got \[4, 128\]"):
+        Encoder.open(replace(sample_bundle, manifest=manifest.model_copy(update=changes)))
 
 
 def test_goldens_that_the_model_does_not_take_are_refused(sample_bundle: Bundle) -> None:

@@ -328,6 +328,11 @@ def test_a_header_that_claims_no_pixels_is_refused(size: tuple[int, int]) -> Non
             decode_image(data)
 
 
+def test_a_webp_of_no_pixels_is_refused_by_its_header() -> None:
+    with pytest.raises(ImageUnreadableError, match="at least 1 x 1 pixels; the header claims 0 x 9"):
+        decode_image(webp_claiming(b"VP8 ", 0, 9))
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
