@@ -10,6 +10,7 @@ import matchflow
 from matchflow_cli.failures import CommandError
 
 MISUSE = 2
+SIZE = re.compile(r"([0-9]+)(?:[xX]([0-9]+))?")
 LABEL_NAME = re.compile(r"[a-z0-9_]{1,64}")
 
 ServerOption = Annotated[
@@ -34,10 +35,10 @@ DEFAULT_SERVER = "localhost:50051"
 
 def parse_size(text: str, what: str) -> tuple[int, int]:
     """Return (first, second) of "AxB"; one number means both. Raises CommandError."""
-    first, _, second = text.lower().partition("x")
-    if not (first.isdecimal() and (second or first).isdecimal()):
+    found = SIZE.fullmatch(text)
+    if found is None:
         raise CommandError(f"{what} must be like 256x128, or 128 for both; got {text!r}", exit_code=MISUSE)
-    return int(first), int(second or first)
+    return int(found[1]), int(found[2] or found[1])
 
 
 def parse_conditions(texts: Iterable[str], option: str) -> dict[str, list[str]]:

@@ -1,0 +1,203 @@
+"""What the command line says: errors in one line, options as they are typed, values as they are shown."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from io import StringIO
+
+import pytest
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+
+import matchflow
+from matchflow_bundle import BundleExistsError, GoldenMismatchError, ResizePolicy
+from matchflow_cli import failures, ingest_command, options, output
+from matchflow_cli.export_command import Policy
+from matchflow_index import GalleryNotFoundError
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            matchflow.ServerUnreachableError("no server at host:1"),
+            "no server at host:1; is it running? Start one with `matchflow serve`, or name another with --server",
+        ),
+        (failures.CommandError("do this instead"), "do this instead"),
+        (BundleExistsError("x exists"), "x exists; choose another --output, or replace it with --overwrite"),
+        (
+            GoldenMismatchError("off by 1"),
+            "off by 1; export it again on this machine with `matchflow export`",
+        ),
+        (
+            GalleryNotFoundError("demo"),
+            (
+                "there is no gallery 'demo'; `matchflow gallery list` shows what there is, "
+                "`matchflow gallery create` makes one"
+            ),
+        ),
+        (matchflow.MatchflowError("several\n  lines"), "several lines"),
+        (FileNotFoundError(2, "No such file or directory", "a.png"), "a.png: No such file or directory"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            "the package torch is not installed; run: pip install 'matchflow[service,export]'",
+        ),
+        (
+            ZeroDivisionError("division by zero"),
+            (
+                "unexpected ZeroDivisionError: division by zero; run again as `matchflow --debug ...` "
+                "and report what it prints"
+            ),
+        ),
+    ],
+)
+def test_an_error_is_one_line_that_says_what_to_do(error: Exception, line: str) -> None:
+    assert failures.one_line(error) == line
+    assert failures.exit_code_of(error) == 1
+
+
+def test_a_command_asked_wrongly_ends_with_two() -> None:
+    assert failures.exit_code_of(failures.CommandError("no", exit_code=2)) == 2
+
+
+def test_values_that_pydantic_refuses_are_named() -> None:
+    class Port(BaseModel):
+        port: int
+
+    with pytest.raises(ValidationError) as caught:
+        Port(port="many")  # type: ignore[arg-type]
+    assert failures.one_line(caught.value).startswith("port: Input should be a valid integer")
+
+
+def test_an_advice_is_for_an_error_that_exists() -> None:
+    names = set(dir(matchflow))
+    for package in ("matchflow_bundle", "matchflow_index", "matchflow_exporter"):
+        names |= set(dir(__import__(package)))
+    assert set(failures.ADVICE) <= names
+
+
+@pytest.mark.parametrize(("text", "size"), [("256x128", (256, 128)), ("128", (128, 128)), ("8X4", (8, 4))])
+def test_a_size_is_rows_by_columns(text: str, size: tuple[int, int]) -> None:
+    assert options.parse_size(text, "--grid") == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "4x", "x4", "4x4x4", "-1x3", "four", "²x²"])
+def test_another_text_is_no_size(text: str) -> None:
+    with pytest.raises(failures.CommandError, match="--grid must be like 256x128"):
+        options.parse_size(text, "--grid")
+
+
+def test_conditions_of_one_label_are_alternatives() -> None:
+    texts = ["designer=noto", "designer=fluent", "name=a=b", "empty="]
+    assert options.parse_conditions(texts, "--where") == {
+        "designer": ["noto", "fluent"],
+        "name": ["a=b"],
+        "empty": [""],
+    }
+
+
+@pytest.mark.parametrize("text", ["designer", "=noto", ""])
+def test_a_condition_without_a_label_is_refused(text: str) -> None:
+    with pytest.raises(failures.CommandError, match="--where must be like designer=noto"):
+        options.parse_conditions([text], "--where")
+
+
+def test_exactly_one_query_must_be_named() -> None:
+    assert options.query_of("photo.jpg", None, "demo") == "photo.jpg"
+    assert options.query_of(None, "cat", "demo") == matchflow.ImageRef("demo", "cat")
+    for both in ((None, None), ("photo.jpg", "cat")):
+        with pytest.raises(failures.CommandError, match="name one query"):
+            options.query_of(*both, "demo")
+
+
+def test_the_policies_offered_are_those_of_the_bundle() -> None:
+    assert {policy.value for policy in Policy} == {policy.value for policy in ResizePolicy}
+
+
+def box(left: float, top: float, right: float, bottom: float) -> matchflow.Box:
+    return matchflow.Box(left=left, top=top, right=right, bottom=bottom)
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (box(0, 0, 0.25, 0.25), "top left"),
+        (box(0.25, 0.25, 0.75, 0.75), "centre"),
+        (box(0.75, 0.75, 1, 1), "bottom right"),
+        (box(0.4, 0.9, 0.6, 1), "bottom centre"),
+        (box(0, 0.4, 0.2, 0.6), "middle left"),
+        (box(1, 1, 1, 1), "bottom right"),
+    ],
+)
+def test_a_place_is_said_in_words(where: matchflow.Box, words: str) -> None:
+    assert output.place(where) == words
+
+
+def test_parts_are_shares_of_the_structural_score() -> None:
+    flow = matchflow.Flow(
+        query_cell=0,
+        image_cell=15,
+        query_box=box(0, 0, 0.25, 0.25),
+        image_box=box(0.75, 0.75, 1, 1),
+        mass=0.5,
+        similarity=0.5,
+        contribution=0.25,
+    )
+    assert output.parts([flow, flow], 0.5, 1) == "top left → bottom right 50%"
+    assert output.parts([flow], None, 1) == output.parts([flow], 0.0, 1) == "-"
+    assert output.percent_box(flow.image_box) == "75%,75% - 100%,100%"
+
+
+def test_labels_that_look_like_markup_stay_text() -> None:
+    sink = StringIO()
+    Console(file=sink, width=80).print(output.labels({"name": "[red]x[/red]"}))
+    assert "name=[red]x[/red]" in sink.getvalue()
+
+
+def test_values_become_json_without_what_is_private() -> None:
+    gallery = matchflow.Gallery(
+        id="demo",
+        model="lite0",
+        bundle_digest="d",
+        grid=matchflow.CellGrid(rows=4, columns=2),
+        embedding_dim=2,
+        image_count=1,
+        sequence=3,
+        create_time=dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+        keeps_thumbnails=True,
+    )
+    plain = json.loads(output.as_json([gallery]))
+    assert plain[0]["grid"] == {"rows": 4, "columns": 2}
+    assert plain[0]["create_time"] == "2026-01-02T00:00:00+00:00"
+
+
+def summary(failed: int) -> matchflow.IngestSummary:
+    error = matchflow.ImageUnreadableError("not [an] image")
+    failed_items = tuple(matchflow.IngestFailure(image_id=f"image-{i}", error=error) for i in range(failed))
+    return matchflow.IngestSummary(created=1000, updated=2, unchanged=3, failures=failed_items)
+
+
+def reported(failed: int) -> str:
+    sink = StringIO()
+    ingest_command.report(Console(file=sink, width=160), summary(failed), 2.0)
+    return sink.getvalue()
+
+
+def test_an_ingest_without_failures_is_one_line() -> None:
+    assert reported(0) == "1,005 images in 2.0 s (502/s): 1,000 created, 2 updated, 3 unchanged, 0 failed\n"
+
+
+def test_failures_are_listed_with_their_reasons() -> None:
+    text = reported(2)
+    assert "image-1" in text
+    assert "IMAGE_UNREADABLE" in text
+    assert "not [an] image" in text
+
+
+def test_very_many_failures_are_counted_by_reason() -> None:
+    text = reported(150)
+    assert "image-99 " in text
+    assert "image-100" not in text
+    assert "and 50 more: 50 IMAGE_UNREADABLE" in text
