@@ -1,0 +1,118 @@
+"""Exceptions become google.rpc.Status by one table."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from service_harness import Refusal, read_status
+
+from matchflow.v1 import types_pb2
+from matchflow_bundle import ImageTooLargeError, ImageUnreadableError
+from matchflow_index import (
+    BundleMismatchError,
+    FeaturesRejectedError,
+    GalleryExistsError,
+    GalleryNotFoundError,
+    ImageNotFoundError,
+    ImageRejectedError,
+    InvalidQueryError,
+    StoreUnavailableError,
+)
+from matchflow_matching import FeaturesInvalidError, SettingsInvalidError
+from matchflow_service import errors
+from matchflow_service.statuses import INTERNAL_TEXT, MAX_MESSAGE_LENGTH, RULES, status_of
+
+CASES: list[tuple[Exception, str, str]] = [
+    (errors.FieldInvalidError("top_k", "expected 1; got 0"), "INVALID_ARGUMENT", "INVALID_FIELD"),
+    (SettingsInvalidError("x"), "INVALID_ARGUMENT", "INVALID_FIELD"),
+    (InvalidQueryError("x"), "INVALID_ARGUMENT", "INVALID_FIELD"),
+    (ImageRejectedError("x"), "INVALID_ARGUMENT", "INVALID_FIELD"),
+    (ImageUnreadableError("x"), "INVALID_ARGUMENT", "IMAGE_UNREADABLE"),
+    (ImageTooLargeError("x"), "INVALID_ARGUMENT", "IMAGE_TOO_LARGE"),
+    (FeaturesInvalidError("x"), "INVALID_ARGUMENT", "FEATURES_INVALID"),
+    (FeaturesRejectedError("x"), "INVALID_ARGUMENT", "FEATURES_INVALID"),
+    (errors.BundleNotLoadedError("a", ["b"]), "FAILED_PRECONDITION", "BUNDLE_MISMATCH"),
+    (errors.DigestsDifferError("a", "b"), "FAILED_PRECONDITION", "BUNDLE_MISMATCH"),
+    (BundleMismatchError(expected="a", actual="b"), "FAILED_PRECONDITION", "BUNDLE_MISMATCH"),
+    (GalleryNotFoundError("g"), "NOT_FOUND", "GALLERY_NOT_FOUND"),
+    (ImageNotFoundError("g", "i"), "NOT_FOUND", "IMAGE_NOT_FOUND"),
+    (errors.ModelNotFoundError("m", ["n"]), "NOT_FOUND", "MODEL_NOT_FOUND"),
+    (GalleryExistsError("g"), "ALREADY_EXISTS", "GALLERY_EXISTS"),
+    (errors.ThumbnailMissingError("n"), "FAILED_PRECONDITION", "THUMBNAIL_MISSING"),
+    (errors.OverloadedError(9, 10, 1.5), "RESOURCE_EXHAUSTED", "OVERLOADED"),
+    (errors.ShuttingDownError(), "UNAVAILABLE", "SHUTTING_DOWN"),
+    (errors.DeadlinePassedError(), "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"),
+    (StoreUnavailableError("disk full"), "UNAVAILABLE", "STORE_UNAVAILABLE"),
+]
+
+
+def status(error: Exception) -> Refusal:
+    return read_status(status_of(error, "request-1"))
+
+
+@pytest.mark.parametrize(("error", "code", "reason"), CASES, ids=lambda value: type(value).__name__)
+def test_every_exception_has_its_code_and_reason(error: Exception, code: str, reason: str) -> None:
+    refusal = status(error)
+    assert (refusal.code, refusal.reason, refusal.message) == (code, reason, str(error))
+
+
+def test_the_cases_cover_the_table_and_the_contract() -> None:
+    assert {type(error) for error, _, _ in CASES} == set(RULES)
+    documented = {name.removeprefix("ERROR_REASON_") for name in types_pb2.ErrorReason.keys()}  # noqa: SIM118
+    assert documented == {reason for _, _, reason in CASES} | {"UNSPECIFIED", "INTERNAL"}
+
+
+def test_a_subclass_becomes_what_its_nearest_ancestor_becomes() -> None:
+    class TornImageError(ImageUnreadableError):
+        """More special than the table knows."""
+
+    assert status(TornImageError("torn")).reason == "IMAGE_UNREADABLE"
+
+
+def test_a_field_violation_names_the_field() -> None:
+    refusal = status(errors.FieldInvalidError("rerank.depth", "expected 1 to 10,000; got 0"))
+    assert (refusal.violations, refusal.metadata) == (["rerank.depth"], {"field": "rerank.depth"})
+
+
+def test_a_mismatch_holds_both_digests() -> None:
+    for error in (errors.DigestsDifferError("a", "b"), BundleMismatchError(expected="a", actual="b")):
+        assert status(error).metadata == {"expected_digest": "a", "actual_digest": "b"}
+
+
+def test_an_overload_says_when_to_come_back() -> None:
+    assert status(errors.OverloadedError(9, 10, 1.5)).retry_after_s == 1.5
+
+
+def test_an_unknown_exception_is_internal_and_its_text_stays_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        refusal = status(KeyError("password"))
+    assert (refusal.code, refusal.reason, refusal.message) == ("INTERNAL", "INTERNAL", INTERNAL_TEXT)
+    assert refusal.metadata == {"request_id": "request-1"}
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert "password" in str(record.exc_info[1])
+    assert record.request_id == "request-1"  # type: ignore[attr-defined]
+
+
+def test_a_store_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        status(StoreUnavailableError("disk full"))
+    assert "disk full" in caplog.text
+
+
+def test_a_long_message_is_cut_to_what_headers_carry() -> None:
+    assert len(status(ImageUnreadableError("x" * 100_000)).message) == MAX_MESSAGE_LENGTH
+
+
+def test_a_status_survives_the_wire() -> None:
+    sent = status_of(errors.FieldInvalidError("a", "b"), "request-1")
+    received = status_pb2.Status.FromString(sent.SerializeToString())
+    assert received.code == code_pb2.INVALID_ARGUMENT
+    packed = any_pb2.Any()
+    packed.CopyFrom(received.details[0])
+    info = error_details_pb2.ErrorInfo()
+    assert packed.Unpack(info)
+    assert info.domain == "matchflow"
