@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from google.protobuf import timestamp_pb2
@@ -154,11 +154,12 @@ def features_hash(features: Features) -> str:
 def parse_rerank(message: search_pb2.Rerank, field: str = "rerank") -> MatchSettings:
     """Return how pairs are scored; what is absent has the default of MatchSettings."""
     given: dict[str, Any] = {}
-    for name, (low, high) in (
-        ("global_weight", GLOBAL_WEIGHT_RANGE),
-        ("epsilon", EPSILON_RANGE),
-        ("tolerance", TOLERANCE_RANGE),
-    ):
+    ranges: dict[Literal["global_weight", "epsilon", "tolerance"], tuple[float, float]] = {
+        "global_weight": GLOBAL_WEIGHT_RANGE,
+        "epsilon": EPSILON_RANGE,
+        "tolerance": TOLERANCE_RANGE,
+    }
+    for name, (low, high) in ranges.items():
         if message.HasField(name):
             given[name] = fields.real(getattr(message, name), f"{field}.{name}", low=low, high=high)
     if message.HasField("max_iterations"):

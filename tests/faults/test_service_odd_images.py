@@ -6,7 +6,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -38,6 +38,8 @@ UNREADABLE, TOO_LARGE = "IMAGE_UNREADABLE", "IMAGE_TOO_LARGE"
 REASONS = {UNREADABLE, TOO_LARGE}
 RGB = picture(7, width=120, height=80)
 WHITE = 255
+# Options with which a format changes the pixels as little as it can.
+BEST: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +58,7 @@ class OddImage:
 
 def formats() -> dict[str, bytes]:
     """The same picture in every format."""
-    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
-    return {kind: encoded(RGB, kind, **options.get(kind, {})) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
+    return {kind: encoded(RGB, kind, **BEST.get(kind, {})) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
 
 
 def truncated() -> Iterator[OddImage]:
@@ -169,8 +170,8 @@ def good() -> Iterator[OddImage]:
     # A GIF has a palette, so what the model must see is the picture in that palette.
     yield OddImage(name="GIF", data=saved(palette, "GIF"), like=np.asarray(palette.convert("RGB")))
     frames = [Image.fromarray(picture(seed, width=120, height=80)) for seed in (7, 8, 9)]
-    for kind, more in (("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {})):
-        animated = saved(frames[0], kind, save_all=True, append_images=frames[1:], **more)
+    for kind in ("WEBP", "PNG", "TIFF"):
+        animated = saved(frames[0], kind, save_all=True, append_images=frames[1:], **BEST.get(kind, {}))
         yield OddImage(name=f"animated {kind}", data=animated, like=RGB)
     animated = saved(palette, "GIF", save_all=True, append_images=[frame.quantize(64) for frame in frames[1:]])
     yield OddImage(name="animated GIF", data=animated, like=np.asarray(palette.convert("RGB")))
@@ -185,8 +186,8 @@ def good() -> Iterator[OddImage]:
     for orientation, turn in ORIENTATIONS.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
-        for kind, more in (("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True})):
-            data = saved(image.transpose(turn) if turn is not None else image, kind, exif=exif, **more)
+        for kind in ("JPEG", "PNG", "WEBP"):
+            data = saved(image.transpose(turn) if turn is not None else image, kind, exif=exif, **BEST.get(kind, {}))
             yield OddImage(name=f"{kind} of orientation {orientation}", data=data, like=RGB)
     for width, height in ((1, 1), (1, 500), (500, 1), (3, 2)):
         tiny = picture(7, width=width, height=height)

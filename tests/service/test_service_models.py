@@ -58,9 +58,11 @@ def test_embedding_gives_the_stored_precision_of_the_model(api: Api, server: Run
     (embedding,) = embed(api, [png(1)], f"models/{model.name}").embeddings
     assert embedding.status.code == 0
     assert embedding.features.bundle_digest == model.bundle_digest
-    np.testing.assert_array_equal(np.float32(embedding.features.embedding), expected.embeddings[0])
+    np.testing.assert_array_equal(np.array(embedding.features.embedding, np.float32), expected.embeddings[0])
     assert embedding.features.cells == expected.cells[0].tobytes()
-    np.testing.assert_array_equal(np.float32(embedding.features.cell_scales), expected.scales[0].astype(np.float32))
+    np.testing.assert_array_equal(
+        np.array(embedding.features.cell_scales, np.float32), expected.scales[0].astype(np.float32)
+    )
 
 
 def test_a_bad_image_among_good_ones_gets_its_own_status(api: Api) -> None:
@@ -124,7 +126,7 @@ def test_reflection_lists_the_services_and_their_files(api: Api) -> None:
 
 
 def test_a_method_that_does_not_exist_is_unimplemented(api: Api) -> None:
-    call = api.channel.unary_unary("/matchflow.v1.SearchService/Nothing")
+    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = api.channel.unary_unary("/matchflow.v1.SearchService/Nothing")
     with pytest.raises(grpc.RpcError) as raised:
         call(b"")
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED

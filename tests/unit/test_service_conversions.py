@@ -7,6 +7,7 @@ import io
 import math
 import time
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import numpy as np
@@ -16,9 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from service_harness import encoded, picture, random_features
 
+if TYPE_CHECKING:
+    from matchflow_service.models import Model
+
 from matchflow.v1 import search_pb2, types_pb2
 from matchflow_bundle import ImageUnreadableError, Preprocessing, ResizePolicy
-from matchflow_index import GalleryNotFoundError
+from matchflow_index import GalleryNotFoundError, LabelCondition
 from matchflow_matching import CellGrid, FeaturesInvalidError, Marginals, MatchMode, MatchSettings
 from matchflow_service import conversions
 from matchflow_service.calls import CallInterceptor, CallsInFlight
@@ -119,7 +123,7 @@ def test_a_filter_carries_conditions_and_exclusions() -> None:
     )
     parsed = conversions.parse_filter(message, "g", also_excluded="self")
     assert parsed.exclude == {"x", "self"}
-    assert (parsed.labels[0].field, parsed.labels[0].any_of, parsed.labels[0].negated) == ("designer", {"a", "b"}, True)
+    assert parsed.labels == (LabelCondition(field="designer", any_of=frozenset("ab"), negated=True),)
     with pytest.raises(FieldInvalidError, match="at most 64 entries"):
         conversions.parse_filter(search_pb2.Filter(labels=[search_pb2.LabelCondition()] * 65), "g", also_excluded=None)
 
@@ -200,10 +204,11 @@ def test_a_reader_makes_only_what_is_asked_for() -> None:
 
 
 def test_models_are_found_by_name_and_by_digest() -> None:
-    first, second = (
-        SimpleNamespace(name=name, bundle_digest=digest) for name, digest in (("b", "digest-b"), ("a", "digest-a"))
-    )
-    models = Models([first, second])  # type: ignore[list-item]
+    first, second = stand_ins = [
+        cast("Model", SimpleNamespace(name=name, bundle_digest=digest))
+        for name, digest in (("b", "digest-b"), ("a", "digest-a"))
+    ]
+    models = Models(stand_ins)
     assert models.named("") is first
     assert models.named("a") is second
     assert models.of_bundle("digest-a") is second
@@ -233,19 +238,19 @@ def test_calls_are_counted_and_refused_while_draining() -> None:
 def test_the_interceptor_leaves_other_services_and_unknown_methods_alone() -> None:
     async def main() -> None:
         interceptor = CallInterceptor(CallsInFlight())
-        handler = grpc.unary_unary_rpc_method_handler(lambda request, _: request)
+        handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, _: request)
 
-        async def found(_: grpc.HandlerCallDetails) -> object:
+        async def found(_: grpc.HandlerCallDetails) -> Any:
             return handler
 
         async def not_found(_: grpc.HandlerCallDetails) -> None:
             return None
 
-        health = SimpleNamespace(method="/grpc.health.v1.Health/Check")
-        ours = SimpleNamespace(method="/matchflow.v1.SearchService/Search")
-        assert await interceptor.intercept_service(found, health) is handler  # type: ignore[arg-type]
-        assert await interceptor.intercept_service(not_found, ours) is None  # type: ignore[arg-type]
-        assert await interceptor.intercept_service(found, ours) is not handler  # type: ignore[arg-type]
+        health: Any = SimpleNamespace(method="/grpc.health.v1.Health/Check")
+        ours: Any = SimpleNamespace(method="/matchflow.v1.SearchService/Search")
+        assert await interceptor.intercept_service(found, health) is handler
+        assert await interceptor.intercept_service(not_found, ours) is None
+        assert await interceptor.intercept_service(found, ours) is not handler
 
     asyncio.run(main())
 
@@ -258,4 +263,5 @@ def test_a_gallery_that_is_deleted_while_it_is_listed_is_left_out() -> None:
 
     store = SimpleNamespace(gallery=gallery)
     servicer = GalleryServicer(store=store, models=None, workers=None)  # type: ignore[arg-type]
-    assert list(servicer._still_there(["a", "gone", "b"])) == ["a", "b"]
+    listed: list[Any] = list(servicer._still_there(["a", "gone", "b"]))
+    assert listed == ["a", "b"]
