@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import grpc
 
 from matchflow import calls, ranking, replies
-from matchflow.channel import CHANNEL_OPTIONS, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from matchflow.async_ingest import ingest_in_thread
+from matchflow.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, open_async_channel
 from matchflow.errors import from_rpc_error
 from matchflow.ingest import MAX_ITEMS_IN_FLIGHT, IngestLedger
-from matchflow.ingest_stream import AsyncIngestStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
@@ -53,10 +53,8 @@ class AsyncClient:
     ) -> None:
         self.target = target
         self.timeout_s = timeout_s
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+        self._credentials = credentials
+        self._channel = open_async_channel(target, credentials)
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,12 +109,12 @@ class AsyncClient:
     ) -> IngestSummary:
         """Put images in, and say what became of each.
 
-        Files are read one by one as the server takes them. An item that fails is in the summary and stops nothing.
-        Raises when the stream itself fails, with `.acknowledged` items stored; sending all again is safe, and skips
-        those.
+        Files are read one by one as the server takes them. A plain iterable of items is consumed on another thread;
+        `on_result` is called on the event loop's. An item that fails is in the summary and stops nothing. Raises when
+        the stream itself fails, with `.acknowledged` items stored; sending all again is safe, and skips those.
         """
         ledger = IngestLedger(gallery, max_items=max_in_flight)
-        return await AsyncIngestStream(ledger, items).run(self._channel, self.target, on_result)
+        return await ingest_in_thread(ledger, items, self.target, self._credentials, on_result)
 
     async def search(
         self,

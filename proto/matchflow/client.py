@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import grpc
 
 from matchflow import calls, ranking, replies
-from matchflow.channel import CHANNEL_OPTIONS, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from matchflow.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, open_channel
 from matchflow.errors import from_rpc_error
 from matchflow.ingest import MAX_ITEMS_IN_FLIGHT, IngestLedger
 from matchflow.ingest_stream import IngestStream
@@ -53,10 +53,7 @@ class Client:
     ) -> None:
         self.target = target
         self.timeout_s = timeout_s
-        if credentials is None:
-            self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+        self._channel = open_channel(target, credentials)
 
     def __enter__(self) -> Self:
         return self

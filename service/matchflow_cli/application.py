@@ -21,8 +21,6 @@ from matchflow_cli import (
 )
 from matchflow_cli.failures import exit_code_of, one_line
 
-INTERRUPTED = 130
-
 
 @dataclass(slots=True)
 class Invocation:
@@ -69,8 +67,6 @@ def run(arguments: Sequence[str]) -> int:
         typer.main.get_command(application()).main(list(arguments), prog_name="matchflow", obj=invocation)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has seen enough, as `head` does; what is left unwritten must not fail again at exit.
         sys.stdout = None

@@ -100,7 +100,7 @@ def test_a_folder_that_is_no_store_is_a_failure(tmp_path: Path) -> None:
 def test_a_store_that_can_not_be_written_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     GalleryStore.open(tmp_path / "store").close()
     # The tests may run as root, to whom nothing is read-only.
-    monkeypatch.setattr(doctor_checks.os, "access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda *_: False)
     store, _ = doctor_checks.check_store(tmp_path / "store")
     assert store.verdict is Verdict.FAIL
     assert "right to write" in store.advice

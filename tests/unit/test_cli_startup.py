@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_interruptions_end_quietly(
     # Only a signal or a closed pipe at the right moment would do the same.
     monkeypatch.setattr("matchflow_cli.gallery_commands.matchflow.Client", stop)
     monkeypatch.setattr(sys, "stdout", sys.stdout)
-    assert run(["gallery", "list"]) in {status, 130}
+    assert run(["gallery", "list"]) == status
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -93,7 +94,7 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> N
         capture_output=True,
         text=True,
         check=False,
-        env={"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )
     assert process.returncode == 1
     assert process.stderr == "matchflow: the command line needs typer; run: pip install 'matchflow[service]'\n"
@@ -106,7 +107,7 @@ def test_another_missing_module_is_not_taken_for_the_extra(tmp_path: Path) -> No
         capture_output=True,
         text=True,
         check=False,
-        env={"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )
     assert "something_of_ours_that_is_gone" in process.stderr
 

@@ -107,9 +107,9 @@ def test_a_condition_without_a_label_is_refused(text: str) -> None:
 def test_exactly_one_query_must_be_named() -> None:
     assert options.query_of("photo.jpg", None, "demo") == "photo.jpg"
     assert options.query_of(None, "cat", "demo") == matchflow.ImageRef("demo", "cat")
-    for both in ((None, None), ("photo.jpg", "cat")):
+    for image, image_id in ((None, None), ("photo.jpg", "cat")):
         with pytest.raises(failures.CommandError, match="name one query"):
-            options.query_of(*both, "demo")
+            options.query_of(image, image_id, "demo")
 
 
 def test_the_policies_offered_are_those_of_the_bundle() -> None:

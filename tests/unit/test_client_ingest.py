@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 import matchflow
 from matchflow import IngestItem, IngestOutcome, errors
+from matchflow.channel import open_channel
 from matchflow.ingest import IngestLedger, ingest_request
+from matchflow.ingest_stream import IngestStream
 from matchflow.v1.ingest_pb2 import (
     INGEST_OUTCOME_CREATED,
     INGEST_OUTCOME_UNCHANGED,
@@ -342,6 +344,52 @@ def test_the_asyncio_client_takes_items_that_arrive_asynchronously(counterpart: 
 
     with AsyncClientInDisguise(counterpart.target) as client:
         assert client.ingest("demo", items(), max_in_flight=2).created == 200
+
+
+def test_what_asynchronous_items_raise_reaches_the_caller(counterpart: Counterpart, shelf: Shelf) -> None:
+    async def items() -> AsyncIterator[IngestItem]:
+        yield item("cat")
+        raise LookupError("the catalogue is torn")
+
+    with AsyncClientInDisguise(counterpart.target) as client, pytest.raises(LookupError, match="torn"):
+        client.ingest("demo", items())
+    assert list(shelf.images) == ["galleries/demo/images/cat"]
+
+
+def test_an_ingest_cancelled_while_it_waits_for_items_ends_at_once(counterpart: Counterpart) -> None:
+    async def cancel_while_waiting() -> None:
+        waiting = asyncio.Event()
+
+        async def items() -> AsyncIterator[IngestItem]:
+            yield item("cat")
+            waiting.set()
+            await asyncio.Event().wait()
+
+        async with matchflow.AsyncClient(counterpart.target) as client:
+            task = asyncio.create_task(client.ingest("demo", items()))
+            await waiting.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(cancel_while_waiting())
+
+
+def test_an_ingest_cancelled_before_it_began_sends_nothing(counterpart: Counterpart, shelf: Shelf) -> None:
+    stream = IngestStream(IngestLedger("demo"), [item("cat")])
+    stream.cancel()
+    with open_channel(counterpart.target, None) as channel, pytest.raises(errors.UnexpectedStatusError):
+        stream.run(channel, counterpart.target, None)
+    assert not shelf.images
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_the_servers_reason_survives_however_busily_the_client_sends(kind: str) -> None:
+    answer = fails_after(0, failure("GALLERY_NOT_FOUND", code_pb2.NOT_FOUND, "the reason"))
+    with running(Counterpart(ingest=answer)) as counterpart, CLIENTS[kind](counterpart.target) as client:
+        for _ in range(40):
+            with pytest.raises(errors.GalleryNotFoundError):
+                client.ingest("demo", [item(f"{i}", bytes(10_000)) for i in range(200)])
 
 
 def test_a_cancelled_ingest_lets_go_of_the_stream(counterpart: Counterpart) -> None:

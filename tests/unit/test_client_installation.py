@@ -68,3 +68,11 @@ def test_the_command_without_its_extra_says_what_to_install(clean_python: Path, 
     assert process.returncode == 1
     assert "pip install 'matchflow[service]'" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_the_command_says_which_extra_it_needs(clean_python: Path, tmp_path: Path) -> None:
+    process = subprocess.run(
+        [clean_python.parent / "matchflow", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 1
+    assert process.stderr == "matchflow: the command line needs typer; run: pip install 'matchflow[service]'\n"
