@@ -50,9 +50,8 @@ class MapExtractor(nn.Module):
 class BundleGraph(nn.Module):
     """uint8 images [n, H, W, 3] -> embedding [n, D] and cells [n, R, D], float32 of unit length.
 
-    The map is projected, then pooled onto the grid (the same as pooling first: both are affine, and a cell's weights
-    sum to 1). The embedding is the mean of the projected map before any cell is normalised, so that strong places
-    count more.
+    The map is projected, then pooled onto the grid (the same as pooling first: both are linear). The embedding is the
+    mean of the projected map before any cell is normalised, so that strong places count more.
     """
 
     weights: Tensor
@@ -61,9 +60,8 @@ class BundleGraph(nn.Module):
         super().__init__()
         self.extractor = extractor
         dim, channels = head.weight.shape
-        self.projection = nn.Conv2d(channels, dim, 1)
+        self.projection = nn.Conv2d(channels, dim, 1, bias=False)
         self.projection.weight.data = torch.from_numpy(head.weight)[:, :, None, None].clone()
-        self.projection.bias.data = torch.from_numpy(head.bias).clone()  # type: ignore[union-attr]
         self.register_buffer("weights", weights)
         self.is_map_grid = torch.equal(weights, torch.eye(len(weights)))
 

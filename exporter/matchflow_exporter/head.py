@@ -1,8 +1,10 @@
 """The projection head: PCA whitening, fitted on cells without labels.
 
-With the cells x of the head images, their mean m and covariance V diag(s) V^T (s falling), the head is
-y = diag(s_1..s_D)^-power V_D^T (x - m), an affine map and so a 1x1 convolution. Power 0 is plain PCA, which leaves
-the cosine to the few strongest directions; 0.5 makes all directions equally strong, the noisy ones included.
+With the covariance V diag(s) V^T (s falling) of the cells x of the head images, the head is
+y = diag(s_1..s_D)^-power V_D^T x, a linear map and so a 1x1 convolution. Power 0 is plain PCA, which leaves the cosine
+to the few strongest directions; 0.5 makes all directions equally strong, the noisy ones included.
+
+The mean is taken out to find the directions but not when projecting: see docs/adr/0004.
 """
 
 from __future__ import annotations
@@ -24,10 +26,9 @@ LEAST_VARIANCE = 1e-30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectionHead:
-    """y = weight x + bias: `weight` float32 [D, C], `bias` float32 [D]; and the share of variance that it keeps."""
+    """y = weight x: `weight` float32 [D, C]; and the share of the cells' variance that it keeps."""
 
     weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
     explained_variance: float
 
 
@@ -42,8 +43,7 @@ def fit_whitening(cells: NDArray[np.float64], dim: int, power: float) -> Project
         raise HeadFitError(f"expected 1 to {channels} dimensions from cells of {channels}; got {dim}")
     if count <= dim:
         raise HeadFitError(f"expected more than {dim} cells to fit {dim} dimensions; got {count}")
-    mean = cells.mean(axis=0)
-    centred = cells - mean
+    centred = cells - cells.mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred / count)
     values, vectors = values[::-1], vectors[:, ::-1]
     noise = max(LEAST_RELATIVE_VARIANCE * values[0], LEAST_VARIANCE)
@@ -56,9 +56,7 @@ def fit_whitening(cells: NDArray[np.float64], dim: int, power: float) -> Project
     # A channel that never responds has weights too small for float32: zero is right.
     with np.errstate(under="ignore"):
         weight = (directions * values[:dim, None] ** -power).astype(np.float32)
-        bias = -(weight @ mean)
     return ProjectionHead(
         weight=weight,
-        bias=bias.astype(np.float32),
         explained_variance=min(float(values[:dim].sum() / np.maximum(values, 0).sum()), 1.0),
     )

@@ -64,8 +64,9 @@ def test_a_model_with_other_weights_is_refused_even_when_its_bundle_is_sealed_an
 ) -> None:
     model = onnx.load_model_from_string(sample_bundle.read_model())
     for weights in model.graph.initializer:
-        if weights.name == "projection.bias":
-            changed = numpy_helper.to_array(weights) * np.float32(1.2)
+        if weights.name == "projection.weight":
+            changed = numpy_helper.to_array(weights).copy()
+            changed[0] *= np.float32(1.5)
             weights.CopyFrom(numpy_helper.from_array(changed, weights.name))
     content = model.SerializeToString()
     manifest = sample_bundle.manifest.model_copy(update={"model_sha256": hashlib.sha256(content).hexdigest()})

@@ -35,7 +35,6 @@ def small_graph(grid: CellGrid) -> BundleGraph:
     draw = np.random.default_rng(1)
     head = ProjectionHead(
         weight=draw.standard_normal((DIM, CHANNELS)).astype(np.float32),
-        bias=draw.standard_normal(DIM).astype(np.float32),
         explained_variance=1.0,
     )
     extractor = MapExtractor(small_backbone())
@@ -54,7 +53,6 @@ def test_the_graph_does_what_the_bundle_says_of_it(rows: int, columns: int) -> N
         pixels = (torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32)) - 127) / 128
         places = graph.extractor.features(pixels).flatten(2).numpy()
     projected = np.einsum("dc,nch->ndh", graph.projection.weight.detach().numpy()[:, :, 0, 0], places)
-    projected += graph.projection.bias.detach().numpy()[:, None]  # type: ignore[union-attr]
     mean = projected.mean(axis=2)
     np.testing.assert_allclose(embeddings, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-5)
     pooled = np.einsum("rh,ndh->nrd", graph.weights.numpy(), projected)
@@ -76,7 +74,6 @@ def test_onnx_takes_any_batch(grid: CellGrid) -> None:
 def test_a_map_without_any_response_gives_zeros_and_no_nan() -> None:
     graph = small_graph(CellGrid(rows=3, columns=5))
     graph.projection.weight.data.zero_()
-    graph.projection.bias.data.zero_()  # type: ignore[union-attr]
     with torch.inference_mode():
         assert all((output == 0).all() for output in graph(torch.from_numpy(some_images(1))))
 
