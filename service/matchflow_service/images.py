@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 THUMBNAIL_SIDE_PX = 256
 THUMBNAIL_QUALITY = 88
+# About what a JPEG of that size takes.
+OWN_THUMBNAIL_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,16 @@ class ImageReader:
             width_px=rgb.shape[1],
             height_px=rgb.shape[0],
             model_input=preprocessing.apply(rgb),
-            thumbnail=thumbnail(rgb) if with_thumbnail else None,
+            thumbnail=_kept_or_drawn(data, rgb) if with_thumbnail else None,
             rgb=rgb if with_rgb else None,
         )
+
+
+def _kept_or_drawn(data: bytes, rgb: NDArray[np.uint8]) -> bytes:
+    """Return a thumbnail; a small image is its own, without loss and without work."""
+    if max(rgb.shape) <= THUMBNAIL_SIDE_PX and len(data) <= OWN_THUMBNAIL_BYTES:
+        return data
+    return thumbnail(rgb)
 
 
 def thumbnail(rgb: NDArray[np.uint8]) -> bytes:

@@ -57,7 +57,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             return
         gallery_id = names.parse_image(first.name, "name").gallery_id
         place = await on(self._workers.store, partial(self._place, gallery_id))
-        await IngestStream(place, context.write).run(_after(first, requests))
+        await IngestStream(place, context.write).run(first, requests)
 
     async def _first_with_a_gallery(
         self, requests: AsyncIterator[ingest_pb2.IngestImagesRequest], context: Any
@@ -97,11 +97,3 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             lanes=self._lanes,
             draining=self._draining,
         )
-
-
-async def _after(
-    first: ingest_pb2.IngestImagesRequest, others: AsyncIterator[ingest_pb2.IngestImagesRequest]
-) -> AsyncIterator[ingest_pb2.IngestImagesRequest]:
-    yield first
-    async for request in others:
-        yield request

@@ -8,6 +8,7 @@ overtake each other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHUNK_ITEMS = 16
+# A commit costs about as much as writing ten images, so a group waits a little for what is still on its way.
 GROUP_ITEMS = 64
+GROUP_WAIT_S = 0.05
 # What one stream may have on its way, answers not yet read by the client included.
 MAX_ITEMS = 512
 MAX_BYTES = 64 * 1024 * 1024
@@ -66,20 +69,22 @@ class IngestStream:
         self._waiting: asyncio.Queue[Item] = asyncio.Queue()
         self._encoded: asyncio.Queue[list[tuple[Item, NewImage]]] = asyncio.Queue()
         self._answers: asyncio.Queue[tuple[ingest_pb2.IngestImagesResponse, int] | None] = asyncio.Queue()
-        # Per image that is on its way: the later items of the same image.
+        # Per image that is on its way to the disk: the later items of the same image.
         self._held: dict[str, deque[Item]] = {}
         self._items_in_flight = 0
         self._bytes_in_flight = 0
         self._moved = asyncio.Event()
 
-    async def run(self, requests: AsyncIterator[ingest_pb2.IngestImagesRequest]) -> None:
+    async def run(
+        self, first: ingest_pb2.IngestImagesRequest, others: AsyncIterator[ingest_pb2.IngestImagesRequest]
+    ) -> None:
         """Answer every message; raise ShuttingDownError when told to stop, once all that were read are answered."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 stages = [tasks.create_task(self._lane()) for _ in range(self._place.lanes)]
                 stages.append(tasks.create_task(self._write()))
                 tasks.create_task(self._send())
-                reading = tasks.create_task(self._read(requests))
+                reading = tasks.create_task(self._read(first, others))
                 stages.append(tasks.create_task(self._stop_reading(reading)))
                 await asyncio.wait([reading])
                 await self._until(lambda: not self._items_in_flight)
@@ -100,22 +105,28 @@ class IngestStream:
             self._moved.clear()
             await self._moved.wait()
 
-    async def _read(self, requests: AsyncIterator[ingest_pb2.IngestImagesRequest]) -> None:
-        async for request in requests:
-            try:
-                item = parse_item(request, self._place.gallery)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with an item is that item's answer
-                self._take(0)
-                self._answers.put_nowait((refused(request.item_id, request.name, self._status(error)), 0))
-                continue
-            size = len(item.data)
-            await self._until(lambda size=size: self._has_room(size))  # type: ignore[misc]
-            self._take(size)
-            if item.image_id in self._held:
-                self._held[item.image_id].append(item)
-            else:
-                self._held[item.image_id] = deque()
-                self._waiting.put_nowait(item)
+    async def _read(
+        self, first: ingest_pb2.IngestImagesRequest, others: AsyncIterator[ingest_pb2.IngestImagesRequest]
+    ) -> None:
+        await self._admit(first)
+        async for request in others:
+            await self._admit(request)
+
+    async def _admit(self, request: ingest_pb2.IngestImagesRequest) -> None:
+        try:
+            item = parse_item(request, self._place.gallery)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with an item is that item's answer
+            self._take(0)
+            self._answers.put_nowait((refused(request.item_id, request.name, self._status(error)), 0))
+            return
+        size = len(item.data)
+        await self._until(lambda: self._has_room(size))
+        self._take(size)
+        if item.image_id in self._held:
+            self._held[item.image_id].append(item)
+        else:
+            self._held[item.image_id] = deque()
+            self._waiting.put_nowait(item)
 
     def _has_room(self, size: int) -> bool:
         return not self._items_in_flight or (
@@ -141,7 +152,7 @@ class IngestStream:
             try:
                 place = self._place
                 outcomes.append((item, make_ready(item, place.gallery, place.model, place.reader)))
-            except Exception as error:  # noqa: BLE001 - as in _read
+            except Exception as error:  # noqa: BLE001 - as in _admit
                 outcomes.append((item, error))
         return outcomes
 
@@ -161,7 +172,7 @@ class IngestStream:
             try:
                 inputs = np.stack([ready.model_input for ready in images if ready.model_input is not None])
                 features = await self._place.model.queue.encode_in_turn(inputs)
-            except Exception as error:  # noqa: BLE001 - as in _read
+            except Exception as error:  # noqa: BLE001 - as in _admit
                 for ready in images:
                     self._refuse(ready.item, error)
             else:
@@ -172,8 +183,10 @@ class IngestStream:
     async def _write(self) -> None:
         while True:
             group = await self._encoded.get()
-            while len(group) < GROUP_ITEMS and not self._encoded.empty():
-                group = group + self._encoded.get_nowait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GROUP_WAIT_S):
+                    while len(group) < min(GROUP_ITEMS, len(self._held)):
+                        group = group + await self._encoded.get()
             await self._put(group)
 
     async def _put(self, group: list[tuple[Item, NewImage]]) -> None:

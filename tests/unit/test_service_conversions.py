@@ -197,10 +197,26 @@ def test_a_reader_makes_only_what_is_asked_for() -> None:
     assert (plain.width_px, plain.height_px, plain.model_input.shape) == (60, 40, (32, 16, 3))
     assert (plain.thumbnail, plain.rgb) == (None, None)
     full = reader.read(data, preprocessing, with_thumbnail=True, with_rgb=True)
-    assert full.thumbnail is not None
+    assert full.thumbnail == data
     np.testing.assert_array_equal(full.rgb, picture(1, width=60, height=40))
     with pytest.raises(ImageUnreadableError):
         reader.decode(b"x")
+
+
+def test_a_small_file_is_its_own_thumbnail_and_a_large_one_is_drawn() -> None:
+    reader = ImageReader(max_bytes=10**7, max_pixels=10**6)
+    preprocessing = Preprocessing(height_px=32, width_px=32)
+    noise = np.random.default_rng(1).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    for rgb, own in (
+        (picture(1, width=128, height=128), True),
+        (picture(1, width=257, height=9), False),
+        (noise, False),
+    ):
+        data = encoded(rgb)
+        kept = reader.read(data, preprocessing, with_thumbnail=True).thumbnail
+        assert kept is not None
+        assert (kept == data) == own
+        assert max(reader.decode(kept).shape) <= 256
 
 
 def test_models_are_found_by_name_and_by_digest() -> None:
