@@ -26,6 +26,8 @@ from matchflow_service.errors import FieldInvalidError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+
     from matchflow_index import Gallery, ImageRecord
     from matchflow_service.models import Model
 
@@ -37,6 +39,8 @@ MAX_CONDITIONS = 64
 MAX_CONDITION_VALUES = 1_000
 # What float16 holds.
 LARGEST_SCALE = 65_504.0
+# Rounding a scale to float16 changes a cell's length by at most 5e-4.
+ROUNDING_SLACK = 2e-3
 MODES = {
     search_pb2.RERANK_MODE_UNSPECIFIED: MatchMode.STRUCTURAL,
     search_pb2.RERANK_MODE_NONE: MatchMode.COSINE,
@@ -119,8 +123,8 @@ def features_message(features: Features, bundle_digest: str) -> types_pb2.Featur
 def parse_features(message: types_pb2.Features, grid: CellGrid, dim: int) -> Features:
     """Return a client's features, scales rounded to float16.
 
-    Raises FeaturesInvalidError unless there are D, R * D and R finite numbers, scales are not negative, and the
-    embedding has unit length.
+    Raises FeaturesInvalidError unless there are D, R * D and R finite numbers, scales are not negative, and embedding
+    and cells have unit length; a cell may also be zero.
     """
     got = (len(message.embedding), len(message.cells), len(message.cell_scales))
     if got != (dim, grid.size * dim, grid.size):
@@ -140,7 +144,19 @@ def parse_features(message: types_pb2.Features, grid: CellGrid, dim: int) -> Fea
     with np.errstate(under="ignore"):
         rounded = scales.astype(np.float16)
     cells = np.frombuffer(message.cells, np.int8).reshape(grid.size, dim)
+    _check_cell_lengths(cells, rounded)
     return Features(embedding=embedding, cells=cells, scales=rounded)
+
+
+def _check_cell_lengths(cells: NDArray[np.int8], scales: NDArray[np.float16]) -> None:
+    """Raise FeaturesInvalidError unless cells [R, D] have unit length, up to what rounding to int8 can do to one."""
+    steps = scales.astype(np.float64)
+    lengths = np.linalg.norm(cells.astype(np.float64), axis=1) * steps
+    allowed = ROUNDING_SLACK + steps * np.sqrt(cells.shape[1]) / 2
+    wrong = (lengths > 0) & (np.abs(lengths - 1) > allowed)
+    if wrong.any():
+        cell = int(wrong.argmax())
+        raise FeaturesInvalidError(f"cells must have unit length, or be zero; cell {cell} has {lengths[cell]:.3g}")
 
 
 def features_hash(features: Features) -> str:

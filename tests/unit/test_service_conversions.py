@@ -73,6 +73,8 @@ def test_features_are_read_back_as_they_were_written() -> None:
         ("embedding", [0.5] * 8, "unit length"),
         ("cell_scales", [-1.0] * 6, "cell scales must be from 0"),
         ("cell_scales", [1e6] * 6, "cell scales must be from 0"),
+        ("cell_scales", [1.0] * 6, "cells must have unit length, or be zero; cell 0 has"),
+        ("cells", b"\1" * 48, "cells must have unit length"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(field: str, value: object, text: str) -> None:
@@ -82,6 +84,18 @@ def test_features_that_do_not_fit_are_refused(field: str, value: object, text: s
     message.MergeFrom(changed)
     with pytest.raises(FeaturesInvalidError, match=text):
         conversions.parse_features(message, GRID, 8)
+
+
+@pytest.mark.parametrize("dim", [2, 8, 128, 1024])
+def test_whatever_quantising_makes_of_unit_cells_is_taken(dim: int) -> None:
+    batch = random_features(200, cells=GRID.size, dim=dim)
+    for i in range(len(batch)):
+        message = conversions.features_message(batch[i], "digest")
+        assert conversions.parse_features(message, GRID, dim).cells.shape == (GRID.size, dim)
+    one_hot = conversions.features_message(batch[0], "digest")
+    one_hot.cells = (b"\x7f" + b"\0" * (dim - 1)) * GRID.size
+    one_hot.cell_scales[:] = [1 / 127] * GRID.size
+    assert conversions.parse_features(one_hot, GRID, dim).cells[0, 0] == 127
 
 
 def test_scales_too_small_for_float16_become_zero_without_a_warning() -> None:
