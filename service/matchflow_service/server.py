@@ -9,6 +9,7 @@ import signal
 from typing import TYPE_CHECKING, Self
 
 import grpc
+from threadpoolctl import threadpool_limits
 
 from matchflow.v1 import gallery_pb2_grpc, ingest_pb2_grpc, model_pb2_grpc, search_pb2_grpc
 from matchflow_bundle import BundleError, Encoder, load_bundle
@@ -82,6 +83,8 @@ class MatchflowServer:
         self._closing.push_async_callback(asyncio.to_thread, workers.close)
         encoders = await asyncio.to_thread(_open_encoders, settings)
         self.models = Models([self._model(encoder) for encoder in encoders])
+        # A request runs on one core: threads inside a matrix product would wait for each other.
+        threadpool_limits(limits=1, user_api="blas")
         await asyncio.to_thread(warm_up)
         server = self._bind(settings)
         self._add_services(server, store, workers)
