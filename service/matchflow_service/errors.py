@@ -14,6 +14,13 @@ ServiceError
 
 from __future__ import annotations
 
+SHOWN = 80
+
+
+def shown(value: str) -> str:
+    """Return what a client sent quoted, so that it can't forge a line of the log, and cut where it is too long."""
+    return repr(value if len(value) <= SHOWN else value[:SHOWN] + "...")
+
 
 class ServiceError(Exception):
     """Root of what this package raises on purpose."""
@@ -36,7 +43,7 @@ class ModelNotFoundError(ServiceError):
     """No loaded bundle has that name."""
 
     def __init__(self, model: str, loaded: list[str]) -> None:
-        super().__init__(f"no model {model!r} is loaded; there are {', '.join(loaded)}")
+        super().__init__(f"no model {shown(model)} is loaded; there are {', '.join(loaded)}")
         self.model = model
 
 
@@ -45,7 +52,7 @@ class BundleNotLoadedError(ServiceError):
 
     def __init__(self, expected: str, loaded: list[str]) -> None:
         super().__init__(
-            f"this needs the model of bundle {expected}, and the server has loaded {', '.join(loaded)}; "
+            f"this needs the model of bundle {shown(expected)}, and the server has loaded {', '.join(loaded)}; "
             "start it with that bundle too"
         )
         self.expected = expected
@@ -56,7 +63,7 @@ class DigestsDifferError(ServiceError):
     """Two sides of a comparison were computed by different bundles."""
 
     def __init__(self, expected: str, actual: str) -> None:
-        super().__init__(f"expected features of bundle {expected}; got features of bundle {actual}")
+        super().__init__(f"expected features of bundle {shown(expected)}; got features of bundle {shown(actual)}")
         self.expected = expected
         self.actual = actual
 

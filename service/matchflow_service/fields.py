@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from matchflow_service.errors import FieldInvalidError
-from matchflow_service.names import shown
+from matchflow_service.errors import FieldInvalidError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,7 +14,7 @@ from matchflow.v1 import gallery_pb2, gallery_pb2_grpc
 from matchflow_index import GalleryNotFoundError, GallerySpec
 from matchflow_service import fields, names
 from matchflow_service.conversions import gallery_message, image_message
-from matchflow_service.errors import FieldInvalidError
+from matchflow_service.errors import FieldInvalidError, shown
 from matchflow_service.pages import page_token, parse_page_token
 from matchflow_service.workers import on
 
@@ -131,7 +131,8 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
         name = names.parse_image(request.image.name, "image.name")
         unknown = set(request.update_mask.paths) - {"labels"}
         if unknown:
-            raise FieldInvalidError("update_mask", f"expected labels, all that can change; got {sorted(unknown)}")
+            got = shown(", ".join(sorted(unknown)))
+            raise FieldInvalidError("update_mask", f"expected labels, all that can change; got {got}")
         labels = fields.labels(request.image.labels.values, "image.labels.values")
         record = self._store.gallery(name.gallery_id).update_labels(name.image_id, labels)
         return image_message(name.gallery_id, record)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 
+# A message may quote what a client sent.
+MAX_EVENT_LENGTH = 2000
+
+
 def configure(*, log_format: str, level: str) -> None:
     """Send every record of the process to standard error, as JSON lines or as text for people."""
     renderer: Processor = (
@@ -22,6 +26,7 @@ def configure(*, log_format: str, level: str) -> None:
     )
     shared: list[Processor] = [
         add_request_id,
+        on_one_line,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
@@ -45,4 +50,11 @@ def add_request_id(_: WrappedLogger, __: str, event: EventDict) -> EventDict | d
     identity = request_id.get()
     if identity != NO_REQUEST:
         event["request_id"] = identity
+    return event
+
+
+def on_one_line(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Cut the message where it is too long, and escape what would forge another line or steer a terminal."""
+    text = str(event["event"])[:MAX_EVENT_LENGTH]
+    event["event"] = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     return event

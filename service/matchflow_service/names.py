@@ -6,11 +6,10 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from matchflow_service.errors import FieldInvalidError
+from matchflow_service.errors import FieldInvalidError, shown
 
 GALLERY_ID = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
 MAX_IMAGE_ID_LENGTH = 256
-SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +31,6 @@ def gallery_name(gallery_id: str) -> str:
 def model_name(model_id: str) -> str:
     """Return models/{model_id}."""
     return f"models/{model_id}"
-
-
-def shown(value: str) -> str:
-    """Return `value` quoted, and cut where it is too long to repeat."""
-    return repr(value if len(value) <= SHOWN else value[:SHOWN] + "...")
 
 
 def check_gallery_id(value: str, field: str) -> str:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 
-from matchflow_service.errors import FieldInvalidError
+from matchflow_service.errors import FieldInvalidError, shown
 
 FIELD = "page_token"
 
@@ -26,6 +26,7 @@ def parse_page_token(token: str, method: str, parent: str) -> str | None:
         return None
     try:
         parts = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
+        json.dumps(parts, ensure_ascii=False).encode()  # a lone surrogate is no text that the store can look up
     except (binascii.Error, ValueError, RecursionError):
         parts = None
     match parts:
@@ -33,7 +34,8 @@ def parse_page_token(token: str, method: str, parent: str) -> str | None:
             if (token_method, token_parent) != (method, parent):
                 raise FieldInvalidError(
                     FIELD,
-                    f"expected a token of {method} {parent}".rstrip() + f"; got one of {token_method} {token_parent}",
+                    f"expected a token of {method} {parent}".rstrip()
+                    + f"; got one of {shown(f'{token_method} {token_parent}'.rstrip())}",
                 )
             return after
         case _:

@@ -33,8 +33,10 @@ log = logging.getLogger(__name__)
 DOMAIN = "matchflow"
 OK = status_pb2.Status()
 INTERNAL_TEXT = "internal error; the server's log has the details under the request_id in this status"
-# A message may quote what the client sent; headers of a reply are limited to a few kilobytes.
-MAX_MESSAGE_LENGTH = 1000
+# A message and its details may quote what the client sent, and clients refuse headers of more than 8 KB. Text that is
+# not ASCII takes three bytes for one there.
+MAX_MESSAGE_BYTES = 800
+MAX_METADATA_BYTES = 300
 REASON_PREFIX = "ERROR_REASON_"
 
 Metadata = Callable[[Any], dict[str, str]]
@@ -54,7 +56,9 @@ def _both_digests(error: Any) -> dict[str, str]:
 
 
 def _violation(error: errors.FieldInvalidError) -> list[Message]:
-    violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
+    violation = error_details_pb2.BadRequest.FieldViolation(
+        field=_cut(error.field, MAX_METADATA_BYTES), description=_cut(error.description, MAX_MESSAGE_BYTES)
+    )
     return [error_details_pb2.BadRequest(field_violations=[violation])]
 
 
@@ -134,8 +138,14 @@ def _status(
     code: int, message: str, reason: int, metadata: dict[str, str], details: list[Message]
 ) -> status_pb2.Status:
     name = types_pb2.ErrorReason.Name(reason).removeprefix(REASON_PREFIX)  # type: ignore[arg-type]
-    status = status_pb2.Status(code=code, message=message[:MAX_MESSAGE_LENGTH])
-    info = error_details_pb2.ErrorInfo(reason=name, domain=DOMAIN, metadata=metadata)
+    status = status_pb2.Status(code=code, message=_cut(message, MAX_MESSAGE_BYTES))
+    short = {key: _cut(value, MAX_METADATA_BYTES) for key, value in metadata.items()}
+    info = error_details_pb2.ErrorInfo(reason=name, domain=DOMAIN, metadata=short)
     for detail in (info, *details):
         status.details.add().Pack(detail)
     return status
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return as much of `text` as takes `limit` bytes; what no UTF-8 can hold becomes '?'."""
+    return text.encode(errors="replace")[:limit].decode(errors="ignore")

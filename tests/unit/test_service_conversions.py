@@ -245,7 +245,7 @@ def test_models_are_found_by_name_and_by_digest() -> None:
     assert models.by_name() == [second, first]
     with pytest.raises(ModelNotFoundError, match="no model 'c' is loaded; there are a, b"):
         models.named("c")
-    with pytest.raises(BundleNotLoadedError, match="needs the model of bundle digest-c"):
+    with pytest.raises(BundleNotLoadedError, match="needs the model of bundle 'digest-c'"):
         models.of_bundle("digest-c")
 
 

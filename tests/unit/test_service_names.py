@@ -163,5 +163,18 @@ def test_any_text_is_a_page_token_or_is_refused(text: str) -> None:
         parse_page_token(text, "ListImages", "galleries/g")
 
 
+@pytest.mark.parametrize("after", ["\ud800", "a\udfff"])
+def test_a_token_of_what_is_no_text_is_refused(after: str) -> None:
+    with pytest.raises(FieldInvalidError, match="expected a next_page_token"):
+        parse_page_token(page_token("ListImages", "galleries/g", after), "ListImages", "galleries/g")
+
+
+def test_a_forged_token_is_quoted_and_cut() -> None:
+    with pytest.raises(FieldInvalidError) as caught:
+        parse_page_token(page_token("\x1b[31m" + "z" * 5000, "galleries/g", ""), "ListImages", "galleries/g")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
 def test_no_page_token_means_the_first_page() -> None:
     assert parse_page_token("", "ListImages", "galleries/g") is None

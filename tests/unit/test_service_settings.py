@@ -122,3 +122,16 @@ def test_the_console_format_is_for_people(root_logger: logging.Logger, capsys: p
     text = capsys.readouterr().err
     assert "loud" in text
     assert "quiet" not in text
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_a_client_sent_can_neither_forge_a_line_nor_steer_a_terminal(
+    log_format: str, root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure(log_format=log_format, level="INFO")
+    assert root_logger.handlers
+    logging.getLogger("odd").info("refused: %s", "\x1b]0;x\x07\nlistening" + "y" * 100_000)
+    written = capsys.readouterr().err
+    assert written.count("\n") == 1
+    assert "\x1b]0" not in written
+    assert len(written) < 3_000

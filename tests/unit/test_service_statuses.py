@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import pytest
 from google.protobuf import any_pb2
@@ -23,7 +24,10 @@ from matchflow_index import (
 )
 from matchflow_matching import FeaturesInvalidError, SettingsInvalidError
 from matchflow_service import errors
-from matchflow_service.statuses import INTERNAL_TEXT, MAX_MESSAGE_LENGTH, RULES, status_of
+from matchflow_service.statuses import INTERNAL_TEXT, MAX_MESSAGE_BYTES, RULES, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CASES: list[tuple[Exception, str, str]] = [
     (errors.FieldInvalidError("top_k", "expected 1; got 0"), "INVALID_ARGUMENT", "INVALID_FIELD"),
@@ -103,8 +107,32 @@ def test_a_store_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "disk full" in caplog.text
 
 
-def test_a_long_message_is_cut_to_what_headers_carry() -> None:
-    assert len(status(ImageUnreadableError("x" * 100_000)).message) == MAX_MESSAGE_LENGTH
+@pytest.mark.parametrize("letter", ["x", "😀", "\x1b", "\ud800"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        ImageUnreadableError,
+        lambda text: errors.FieldInvalidError(text, text),
+        lambda text: errors.DigestsDifferError(text, text),
+        lambda text: errors.BundleNotLoadedError(text, [text]),
+        lambda text: errors.ModelNotFoundError(text, [text]),
+        lambda text: BundleMismatchError(expected=text, actual=text),
+        errors.ThumbnailMissingError,
+    ],
+)
+def test_a_status_fits_the_headers_whatever_it_quotes(make: Callable[[str], Exception], letter: str) -> None:
+    sent = status_of(make(letter * 100_000), "request-1")
+    # grpc-message is percent-encoded, grpc-status-details-bin is base64; gRPC takes 8 KB of headers.
+    header_bytes = 3 * len(sent.message.encode()) + len(sent.SerializeToString()) * 4 / 3
+    assert header_bytes < 7_000
+
+
+def test_a_message_that_fits_is_whole() -> None:
+    assert status(ImageUnreadableError("x" * MAX_MESSAGE_BYTES)).message == "x" * MAX_MESSAGE_BYTES
+
+
+def test_a_quoted_digest_can_not_steer_a_terminal() -> None:
+    assert status(errors.DigestsDifferError("a", "\x1b[31m\nb")).message.isprintable()
 
 
 def test_a_status_survives_the_wire() -> None:
