@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -50,10 +51,19 @@ def application() -> typer.Typer:
     return app
 
 
+def _show_version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if value:
+        typer.echo(f"matchflow {metadata.version('matchflow')}")
+        raise typer.Exit
+
+
 def _options(
     context: typer.Context,
     *,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    version: Annotated[  # noqa: ARG001 - its callback does it
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     context.obj.debug = debug
     # `serve` configures its own log. Elsewhere warnings of the libraries are no business of who runs a command.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import platform
 import shutil
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import matchflow
 from matchflow_cli.failures import one_line
+from matchflow_cli.output import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -155,7 +157,7 @@ def _open_store(path: Path) -> Finding:
         return fail("store", str(error), "name the folder of a store, or one that does not exist yet")
     if not os.access(path, os.W_OK):
         return fail("store", f"{path} can be read, not written", "give the server's user the right to write there")
-    return ok("store", f"{path}: {len(names)} galleries" + (f" ({', '.join(names[:5])})" if names else ""))
+    return ok("store", f"{path}: {counted(len(names), 'gallery')}" + (f" ({', '.join(names[:5])})" if names else ""))
 
 
 def _check_new_store(path: Path) -> Finding:
@@ -170,29 +172,33 @@ def _check_new_store(path: Path) -> Finding:
 def check_port(host: str, port: int) -> Finding:
     """Find out whether a server can listen there, or one is there and healthy."""
     target = f"{host}:{port}"
-    if _is_free(host, port):
-        return ok("port", f"{target} is free")
     try:
+        if _is_free(host, port):
+            return ok("port", f"{target} is free")
         with matchflow.Client(target, timeout_s=CONNECT_TIMEOUT_S) as client:
             health = client.health()
             models = ", ".join(model.id for model in client.models()) if health is matchflow.Health.SERVING else ""
     except matchflow.MatchflowError as error:
         return fail("port", f"{target} is taken by something else ({error.reason})", "choose another with --port")
     except OSError as error:
-        return fail("port", f"{target}: {error}", "choose another --host")
+        advice = "choose another --host, one of this machine; or another --port"
+        return fail("port", f"nothing can listen on {target} here: {error.strerror or error}", advice)
     if health is not matchflow.Health.SERVING:
         return warn("port", f"the server on {target} says {health}", "look at its log; it may be starting or stopping")
     return ok("port", f"a healthy server is on {target}, with {models}")
 
 
 def _is_free(host: str, port: int) -> bool:
+    """Return whether nobody listens there; raise OSError where nobody here could."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         # As the server binds: connections that linger after a stop are no hindrance.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             return False
     return True
 

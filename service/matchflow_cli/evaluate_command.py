@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from matchflow_cli.failures import CommandError
 from matchflow_cli.options import MISUSE
-from matchflow_cli.output import console, progress_console, table, text
+from matchflow_cli.output import console, counted, progress_console, table, text
 
 if TYPE_CHECKING:
     from matchflow_index import EvaluationReport, LabelledImages, Method
@@ -84,7 +84,8 @@ def _measure(
 ) -> Iterable[tuple[str, "EvaluationReport"]]:
     from matchflow_index import evaluate as evaluate_gallery  # noqa: PLC0415
 
-    values = [EVERY_IMAGE] if query_field is None else queries or _values(images, query_field)
+    _values(images, class_field)
+    values = [EVERY_IMAGE] if query_field is None else _asked(_values(images, query_field), query_field, queries)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=progress_console(), transient=True) as progress:
         for value in values:
@@ -103,12 +104,21 @@ def _measure(
             )
 
 
-def _values(images: "LabelledImages", query_field: str) -> list[str]:
-    values = sorted({labels[query_field] for labels in images.labels if query_field in labels})
+def _asked(values: list[str], query_field: str, queries: list[str]) -> list[str]:
+    """Return the values that ask: all, or those of --query, which must be among them."""
+    for query in queries:
+        if query not in values:
+            raise CommandError(f"no image has {query_field}={query}; there are {', '.join(values)}", exit_code=MISUSE)
+    return queries or values
+
+
+def _values(images: "LabelledImages", field: str) -> list[str]:
+    """Return the values of a label in order; raise CommandError where no image has it."""
+    values = sorted({labels[field] for labels in images.labels if field in labels})
     if not values:
         known = sorted({name for labels in images.labels for name in labels})
         raise CommandError(
-            f"no image has a label {query_field!r}; the gallery's labels are {', '.join(known) or 'none'}",
+            f"no image has a label {field!r}; the gallery's labels are {', '.join(known) or 'none'}",
             exit_code=MISUSE,
         )
     return values
@@ -116,8 +126,8 @@ def _values(images: "LabelledImages", query_field: str) -> list[str]:
 
 def _print(reports: dict[str, "EvaluationReport"]) -> None:
     listed = table(
-        *("query", "queries", "classes", "gallery", "method", "P@1", "R-Precision", "MAP@R"),
-        right=("queries", "classes", "gallery", "P@1", "R-Precision", "MAP@R"),
+        *("query", "asked", "classes", "images", "method", "P@1", "R-Prec", "MAP@R"),
+        right=("asked", "classes", "images", "P@1", "R-Prec", "MAP@R"),
     )
     for value, report in reports.items():
         head = [text(value), f"{report.queries:,}", f"{report.classes:,}", f"{report.gallery:,}"]
@@ -140,7 +150,7 @@ def _print(reports: dict[str, "EvaluationReport"]) -> None:
     out.print(listed)
     skipped = sum(report.skipped for report in reports.values())
     if skipped:
-        out.print(f"{skipped:,} queries were left out: no class, or no other image of it to find")
+        out.print(f"left out: {counted(skipped, 'query')} without a class, or without another image of it to find")
 
 
 def _per_cent(*shares: float) -> list[str]:

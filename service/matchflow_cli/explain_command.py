@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 import matchflow
 from matchflow_cli.failures import CommandError
@@ -22,7 +23,7 @@ from matchflow_cli.options import (
     ToleranceOption,
     query_of,
 )
-from matchflow_cli.output import as_json, console, labels, percent_box, place, score, table, text
+from matchflow_cli.output import WIDE, as_json, console, labels, percent_box, place, score, table, text
 
 
 def explain(
@@ -73,7 +74,7 @@ def explain(
 
 
 def report(out: Console, explanation: matchflow.Explanation, count: int) -> None:
-    """Print scores, the `count` strongest flows, the certificate and the sums."""
+    """Print scores, the certificate, the `count` strongest flows and, unless nothing was re-ranked, the sums."""
     image = explanation.image
     out.print(f"image        {text(image.id)}  {labels(image.labels)}")
     out.print(
@@ -83,7 +84,9 @@ def report(out: Console, explanation: matchflow.Explanation, count: int) -> None
     out.print(f"certificate  {_certificate(explanation.certificate)}")
     listed = explanation.flows[:count]
     if listed:
-        out.print(_flow_table(explanation, listed))
+        out.print(_flow_table(explanation, listed, wide=out.width >= WIDE))
+    if explanation.structural_score is None:
+        return
     total = sum(flow.contribution for flow in explanation.flows)
     out.print(
         f"sums         {len(explanation.flows):,} contributions {total:.6f} + residual {explanation.residual:.6f} = "
@@ -92,9 +95,11 @@ def report(out: Console, explanation: matchflow.Explanation, count: int) -> None
     )
 
 
-def _flow_table(explanation: matchflow.Explanation, flows: tuple[matchflow.Flow, ...]) -> object:
+def _flow_table(explanation: matchflow.Explanation, flows: tuple[matchflow.Flow, ...], *, wide: bool) -> Table:
+    """Return a row per flow; a narrow window has no room for places in words beside those in numbers."""
+    sides = ("query part", "query box", "image part", "image box") if wide else ("query box", "image box")
     listed = table(
-        *("#", "query part", "box in per cent", "image part", "box in per cent", "mass", "cosine", "contribution"),
+        *("#", *sides, "mass", "cosine", "contribution"),
         right=("#", "mass", "cosine", "contribution"),
         title=f"the {len(flows)} strongest of {len(explanation.flows)} flows, {explanation.grid.rows} x "
         f"{explanation.grid.columns} cells",
@@ -102,15 +107,17 @@ def _flow_table(explanation: matchflow.Explanation, flows: tuple[matchflow.Flow,
     for rank, flow in enumerate(flows, start=1):
         listed.add_row(
             str(rank),
-            place(flow.query_box),
-            percent_box(flow.query_box),
-            place(flow.image_box),
-            percent_box(flow.image_box),
+            *_where(flow.query_box, wide=wide),
+            *_where(flow.image_box, wide=wide),
             f"{flow.mass:.4f}",
             f"{flow.similarity:.4f}",
             f"{flow.contribution:.4f}",
         )
     return listed
+
+
+def _where(box: matchflow.Box, *, wide: bool) -> tuple[str, ...]:
+    return (place(box), percent_box(box)) if wide else (percent_box(box),)
 
 
 def _certificate(certificate: matchflow.Certificate | None) -> str:

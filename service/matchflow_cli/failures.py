@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from matchflow_cli.output import printable
+
 # Our packages raise with messages that are meant to be read; the class name finds what to do.
 OUR_PACKAGES = frozenset(
     {
@@ -74,5 +76,6 @@ def _advice(error: Exception) -> str | None:
 
 
 def _join(message: str, advice: str | None) -> str:
-    text = " ".join(message.split())
+    # A name in it may come from anywhere, and this goes to a terminal.
+    text = printable(" ".join(message.split()))
     return f"{text}; {advice}" if advice else text

@@ -27,7 +27,7 @@ ID_COLUMN = "id"
 class CsvRow:
     """What a table says of one file."""
 
-    image_id: str | None
+    image_id: str
     labels: Mapping[str, str]
 
 
@@ -54,7 +54,7 @@ class FolderImages:
         for relative in self._paths():
             row = (self.rows or {}).get(relative)
             yield matchflow.IngestItem(
-                id=(row and row.image_id) or image_id_of(relative),
+                id=row.image_id if row else image_id_of(relative),
                 image=self.folder / relative,
                 labels=self._folder_labels(relative) | dict(row.labels if row else {}),
             )
@@ -88,8 +88,8 @@ def image_id_of(relative: str) -> str:
 def read_labels_csv(path: Path) -> dict[str, CsvRow]:
     """Read a table of images: column `path` (relative to the folder), perhaps `id`; every other column is a label.
 
-    Empty cells give no label. Raises CommandError for a table without paths, with one twice, or with column names that
-    no label can have.
+    Empty cells give no label. Raises CommandError for a table without paths, with a path, an id or a column twice, with
+    cells beyond its columns, or with column names that no label can have.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         try:
@@ -104,10 +104,18 @@ def _read_rows(reader: csv.DictReader[str], path: Path) -> dict[str, CsvRow]:
         raise CommandError(
             f"{path} needs a column {PATH_COLUMN!r}; it has {', '.join(columns) or 'none'}", exit_code=MISUSE
         )
+    if len(set(columns)) < len(columns):
+        raise CommandError(f"{path} has a column twice; it has {', '.join(columns)}", exit_code=MISUSE)
     names = [column for column in columns if column not in {PATH_COLUMN, ID_COLUMN}]
     check_label_names(names, str(path))
     rows: dict[str, CsvRow] = {}
+    ids: set[str] = set()
     for row in reader:
+        if None in row:
+            raise CommandError(
+                f"{path} line {reader.line_num} has more cells than there are columns ({len(columns)})",
+                exit_code=MISUSE,
+            )
         relative = os.path.normpath(row[PATH_COLUMN] or "").replace(os.sep, "/")
         if relative in rows:
             raise CommandError(f"{path} line {reader.line_num} names {relative} again", exit_code=MISUSE)
@@ -116,9 +124,11 @@ def _read_rows(reader: csv.DictReader[str], path: Path) -> dict[str, CsvRow]:
                 f"{path} line {reader.line_num}: expected a path inside the folder; got {row[PATH_COLUMN]!r}",
                 exit_code=MISUSE,
             )
-        rows[relative] = CsvRow(
-            image_id=row.get(ID_COLUMN) or None, labels={name: row[name] for name in names if row[name]}
-        )
+        image_id = row.get(ID_COLUMN) or image_id_of(relative)
+        if image_id in ids:
+            raise CommandError(f"{path} line {reader.line_num} gives the id {image_id} again", exit_code=MISUSE)
+        ids.add(image_id)
+        rows[relative] = CsvRow(image_id=image_id, labels={name: row[name] for name in names if row[name]})
     return rows
 
 

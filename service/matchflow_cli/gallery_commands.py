@@ -8,7 +8,7 @@ import typer
 import matchflow
 from matchflow_cli.failures import CommandError
 from matchflow_cli.options import DEFAULT_SERVER, MISUSE, JsonOption, ServerOption
-from matchflow_cli.output import as_json, console, labels, table, text
+from matchflow_cli.output import as_json, console, counted, labels, table, text
 
 GalleryArgument = Annotated[str, typer.Argument(help="The gallery.")]
 
@@ -103,11 +103,11 @@ def delete(
         if not yes and not _confirmed(found):
             raise CommandError(f"{gallery} was not deleted; to delete it without being asked add --yes")
         client.delete_gallery(gallery)
-    console().print(f"deleted {text(gallery)} and its {found.image_count:,} images")
+    console().print(f"deleted {text(gallery)} and its {counted(found.image_count, 'image')}")
 
 
 def _confirmed(gallery: matchflow.Gallery) -> bool:
     try:
-        return typer.confirm(f"Delete {gallery.id} and its {gallery.image_count:,} images for good?")
+        return typer.confirm(f"Delete {gallery.id} and its {counted(gallery.image_count, 'image')} for good?")
     except typer.Abort:  # nobody is there to answer
         raise CommandError(f"{gallery.id} was not deleted: nobody answered; add --yes", exit_code=MISUSE) from None

@@ -14,7 +14,7 @@ import matchflow
 from matchflow_cli.failures import CommandError
 from matchflow_cli.folder_images import FolderImages, read_labels_csv
 from matchflow_cli.options import DEFAULT_SERVER, MISUSE, GalleryOption, ServerOption, check_label_names
-from matchflow_cli.output import console, progress_console, table, text
+from matchflow_cli.output import console, counted, progress_console, table, text
 
 FAILURES_SHOWN = 100
 
@@ -50,7 +50,8 @@ def ingest(
     images = _images(folder, label_from_folders, labels_csv)
     total = images.count()
     if not total:
-        raise CommandError(f"there are no images below {folder}; name a folder with some", exit_code=MISUSE)
+        where = f"in {labels_csv}; name a table" if labels_csv else f"below {folder}; name a folder"
+        raise CommandError(f"there are no images {where} with some", exit_code=MISUSE)
     with matchflow.Client(server) as client:
         if create:
             with contextlib.suppress(matchflow.GalleryExistsError):
@@ -75,7 +76,7 @@ def _images(folder: Path, label_from_folders: str, labels_csv: Path | None) -> F
 def report(out: Console, summary: matchflow.IngestSummary, seconds: float) -> None:
     """Print what became of the images, and why some failed."""
     out.print(
-        f"{summary.total:,} images in {seconds:.1f} s ({summary.total / max(seconds, 1e-9):.0f}/s): "
+        f"{counted(summary.total, 'image')} in {seconds:.1f} s ({summary.total / max(seconds, 1e-9):.0f}/s): "
         f"{summary.created:,} created, {summary.updated:,} updated, {summary.unchanged:,} unchanged, "
         f"{len(summary.failures):,} failed"
     )

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 # In a file or a pipe nobody is at hand to widen the window.
 WIDTH_WITHOUT_TERMINAL = 180
+# Below, a row has not room for everything side by side.
+WIDE = 130
+# Zero-width joiners: no control characters, and part of many emoji and scripts.
+JOINERS = frozenset("\u200c\u200d")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "centre", "right")
 
@@ -36,15 +41,38 @@ def progress_console() -> Console:
 
 def table(*headings: str, right: Sequence[str] = (), title: str | None = None) -> Table:
     """Return an empty table; headings in `right` have numbers under them."""
-    made = Table(title=title, title_justify="left", title_style="bold")
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for heading in headings:
         made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
     return made
 
 
+def printable(value: object) -> str:
+    """Return a value as text that can't steer a terminal: control characters are escaped as in Python."""
+    return "".join(c if c.isprintable() or c in JOINERS else repr(c)[1:-1] for c in str(value))
+
+
 def text(value: object) -> str:
-    """Return a value that users chose so that no markup in it comes to life."""
-    return escape(str(value))
+    """Return a value that users chose so that neither markup nor control characters in it come to life."""
+    return escape(printable(value))
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many there are of what: "1 image", "2 images"; for a noun in -y "2 galleries".
+
+    >>> counted(1, "gallery"), counted(2_000, "gallery"), counted(0, "image")
+    ('1 gallery', '2,000 galleries', '0 images')
+    """
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def labels(values: Mapping[str, str]) -> str:
@@ -63,14 +91,14 @@ def place(box: Box) -> str:
     return "centre" if (row, column) == (1, 1) else f"{ROWS[row]} {COLUMNS[column]}"
 
 
-def parts(flows: Sequence[Flow], structural_score: float | None, count: int) -> str:
-    """Return the strongest matched parts with their share of the structural score."""
+def parts(flows: Sequence[Flow], structural_score: float | None, count: int) -> list[str]:
+    """Return the strongest matched parts with their share of the structural score; none where there is no score."""
     if not structural_score:
-        return "-"
-    return ", ".join(
+        return []
+    return [
         f"{place(flow.query_box)} → {place(flow.image_box)} {flow.contribution / structural_score:.0%}"
         for flow in flows[:count]
-    )
+    ]
 
 
 def percent_box(box: Box) -> str:

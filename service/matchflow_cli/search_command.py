@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 import matchflow
 from matchflow_cli.options import (
@@ -22,7 +23,7 @@ from matchflow_cli.options import (
     parse_conditions,
     query_of,
 )
-from matchflow_cli.output import as_json, console, labels, parts, score, table, text
+from matchflow_cli.output import WIDE, as_json, console, labels, parts, printable, score, table, text
 
 PARTS_SHOWN = 3
 MAX_NAME_BYTES = 200
@@ -86,40 +87,47 @@ def search(
 
 def report(out: Console, result: matchflow.SearchResult[matchflow.Hit]) -> None:
     """Print the hits, how far the re-ranking went and what took how long."""
-    hits = table(
-        *("#", "image", "labels", "coarse", "structural", "final", "coarse place", "query part → image part"),
-        right=("#", "coarse", "structural", "final", "coarse place"),
-    )
-    for rank, hit in enumerate(result, start=1):
-        hits.add_row(
-            str(rank),
-            text(hit.image_id),
-            labels(hit.labels),
-            score(hit.coarse_score),
-            score(hit.structural_score),
-            score(hit.score),
-            str(hit.coarse_rank + 1),
-            parts(hit.flows, hit.structural_score, PARTS_SHOWN),
-        )
-    out.print(hits if len(result) else "no hits")
+    out.print(_hit_table(result, wide=out.width >= WIDE) if len(result) else "no hits")
     timings = result.timings
+    state = result.rerank.replace("_", " ")
     out.print(
         f"server {timings.total_ms:.1f} ms: decode {timings.decode_ms:.1f}, encode {timings.encode_ms:.1f}, "
         f"coarse {timings.coarse_ms:.1f}, gather {timings.gather_ms:.1f}, match {timings.match_ms:.1f}, "
-        f"explain {timings.explain_ms:.1f}   re-ranking {result.rerank} ({result.depth_done:,} matched)"
+        f"explain {timings.explain_ms:.1f}; re-ranking {state} ({result.depth_done:,} matched)"
     )
     wrong = [hit.image_id for hit in result if not hit.verify()]
     if wrong:
         out.print(f"[red]contributions and residual do not add up for {text(', '.join(wrong))}[/]")
-    elif result.rerank is not matchflow.RerankState.NOT_REQUESTED:
+    elif any(hit.structural_score is not None for hit in result):
         out.print("checked: every hit's contributions and residual add up to its structural score")
+
+
+def _hit_table(result: matchflow.SearchResult[matchflow.Hit], *, wide: bool) -> Table:
+    """Return a row per hit; in a narrow window what describes it stands in one column, line by line."""
+    described = ("image", "labels", "query part → image part")
+    scores = ("coarse", "structural", "final", "coarse place")
+    columns = described if wide else (", ".join(described),)
+    hits = table("#", *columns, *scores, right=("#", *scores))
+    for rank, hit in enumerate(result, start=1):
+        matched = parts(hit.flows, hit.structural_score, PARTS_SHOWN)
+        name = (text(hit.image_id), labels(hit.labels))
+        description = (*name, ", ".join(matched) or "-") if wide else ("\n".join((*name, *matched)),)
+        hits.add_row(
+            str(rank),
+            *description,
+            score(hit.coarse_score),
+            score(hit.structural_score),
+            score(hit.score),
+            str(hit.coarse_rank + 1),
+        )
+    return hits
 
 
 def _save_overlays(result: matchflow.SearchResult[matchflow.Hit], folder: Path, *, quiet: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for rank, hit in enumerate(result, start=1):
-        # Ids hold no '/', and a file system takes names of 255 bytes.
-        name = hit.image_id.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+        # Ids hold no '/', but the server may be anybody's; and a file system takes names of 255 bytes.
+        name = printable(hit.image_id).replace("/", "_").encode()[:MAX_NAME_BYTES].decode(errors="ignore")
         saved = hit.save_overlay(folder / f"{rank:02}-{name}.png")
         if not quiet:
             console().print(f"overlay {text(saved)}")

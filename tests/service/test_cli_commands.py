@@ -198,9 +198,10 @@ def test_a_search_without_hits_or_without_re_ranking_says_so(cli: Run, demo: str
     status, out, _ = cli("search", photo, "-g", demo, "--where", "designer=nobody")
     assert status == 0
     assert "no hits" in out
+    assert "add up" not in out
     status, out, _ = cli("search", photo, "-g", demo, "--mode", "none")
     assert status == 0
-    assert "re-ranking not_requested" in out
+    assert "re-ranking not requested" in out
     assert "add up" not in out
 
 
@@ -235,6 +236,23 @@ def test_an_explanation_without_transport_has_no_certificate(cli: Run, demo: str
     )
     assert status == 0
     assert "none: this mode solves nothing" in out
+
+
+def test_an_explanation_without_re_ranking_has_no_sums(cli: Run, demo: str, folder: Path) -> None:
+    photo = min(folder.rglob("*.png"))
+    status, out, _ = cli("explain", photo, "--hit", f"noto-{photo.stem}", "-g", demo, "--mode", "none")
+    assert status == 0
+    assert "structural -" in out
+    assert "sums" not in out
+
+
+def test_an_explanation_fits_eighty_columns(cli: Run, demo: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = min(folder.rglob("*.png"))
+    monkeypatch.setattr("matchflow_cli.output.WIDTH_WITHOUT_TERMINAL", 80)
+    status, out, _ = cli("explain", photo, "--hit", f"noto-{photo.stem}", "-g", demo)
+    assert status == 0
+    assert "contribution" in out.splitlines()[4]
+    assert all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_an_explanation_as_json_is_complete(cli: Run, demo: str, folder: Path, tmp_path: Path) -> None:
@@ -306,7 +324,7 @@ def test_evaluation_and_doctor_read_the_store_beside_the_running_server(demo: st
     port = server.target.partition(":")[2]
     for arguments, expected in (
         (["eval", demo, "--method", "cosine"], "cosine"),
-        (["doctor", "--port", port], "1 galleries (demo)"),
+        (["doctor", "--port", port], "1 gallery (demo)"),
     ):
         process = subprocess.run(
             [*command, *arguments, "--store", str(server.settings.store)], capture_output=True, text=True, check=False
@@ -344,9 +362,20 @@ def test_the_evaluation_can_be_narrowed(cli: Run, closed_store: Path) -> None:
 
 
 def test_queries_without_anything_to_find_are_counted(cli: Run, closed_store: Path) -> None:
-    status, out, _ = cli("eval", "demo", "--store", closed_store, "--class-field", "nothing", "--method", "cosine")
+    status, out, _ = cli(
+        "eval",
+        "demo",
+        "--store",
+        closed_store,
+        "--class-field",
+        "designer",
+        "--query-field",
+        "designer",
+        "--method",
+        "cosine",
+    )
     assert status == 0
-    assert "12 queries were left out" in out
+    assert "left out: 12 queries" in out
 
 
 @pytest.mark.parametrize(
@@ -354,6 +383,12 @@ def test_queries_without_anything_to_find_are_counted(cli: Run, closed_store: Pa
     [
         (["--query", "noto"], 2, "--query-field"),
         (["--method", "telepathy"], 2, "--method must be one of cosine"),
+        (["--class-field", "colour"], 2, "no image has a label 'colour'; the gallery's labels are class, designer"),
+        (
+            ["--query-field", "designer", "--query", "nobody"],
+            2,
+            "no image has designer=nobody; there are noto, twemoji",
+        ),
         (["--query-field", "colour"], 2, "the gallery's labels are class, designer"),
     ],
 )

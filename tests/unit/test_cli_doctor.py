@@ -146,7 +146,10 @@ def test_a_server_of_another_kind_is_something_else() -> None:
 
 def test_an_address_that_is_not_ours_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_checks, "CONNECT_TIMEOUT_S", 0.3)
-    assert doctor_checks.check_port("192.0.2.1", 50051).verdict is Verdict.FAIL
+    finding = doctor_checks.check_port("192.0.2.1", 50051)
+    assert finding.verdict is Verdict.FAIL
+    assert "nothing can listen on 192.0.2.1:50051 here" in finding.found
+    assert "--host" in finding.advice
 
 
 def test_the_doctor_prints_a_line_per_finding_and_ends_with_zero(

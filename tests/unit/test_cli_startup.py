@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"matchflow {metadata.version('matchflow')}\n"
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import matchflow
 from matchflow_bundle import BundleExistsError, GoldenMismatchError, ResizePolicy
-from matchflow_cli import failures, ingest_command, options, output
+from matchflow_cli import failures, ingest_command, options, output, search_command
 from matchflow_cli.export_command import Policy
 from matchflow_index import GalleryNotFoundError
 
@@ -145,8 +145,8 @@ def test_parts_are_shares_of_the_structural_score() -> None:
         similarity=0.5,
         contribution=0.25,
     )
-    assert output.parts([flow, flow], 0.5, 1) == "top left → bottom right 50%"
-    assert output.parts([flow], None, 1) == output.parts([flow], 0.0, 1) == "-"
+    assert output.parts([flow, flow], 0.5, 1) == ["top left → bottom right 50%"]
+    assert output.parts([flow], None, 1) == output.parts([flow], 0.0, 1) == []
     assert output.percent_box(flow.image_box) == "75%,75% - 100%,100%"
 
 
@@ -154,6 +154,94 @@ def test_labels_that_look_like_markup_stay_text() -> None:
     sink = StringIO()
     Console(file=sink, width=80).print(output.labels({"name": "[red]x[/red]"}))
     assert "name=[red]x[/red]" in sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    "character", ["\x00", "\x07", "\x1b", "\r", "\n", "\x7f", "\x9b", "\u202e", "\u2066", "\udcff"]
+)
+def test_nothing_that_users_chose_can_steer_the_terminal(character: str) -> None:
+    shown = (
+        output.text(f"a{character}b"),
+        output.labels({"name": f"a{character}b"}),
+        failures.one_line(matchflow.MatchflowError(f"a{character}b")),
+    )
+    assert all(each.isprintable() for each in shown)
+
+
+def test_letters_of_any_script_and_joined_emoji_are_shown_as_they_are() -> None:
+    for name in ("Žluťoučký", "日本語", "👩\u200d🚒", "क्\u200dष"):
+        assert output.text(name) == name
+
+
+def test_one_is_singular() -> None:
+    counts = [output.counted(count, noun) for noun in ("image", "gallery") for count in (0, 1, 2000)]
+    assert counts == ["0 images", "1 image", "2,000 images", "0 galleries", "1 gallery", "2,000 galleries"]
+
+
+def answer(structural: float | None = 0.5) -> matchflow.SearchResult[matchflow.Hit]:
+    here, there = box(0.25, 0.75, 0.5, 1), box(0.25, 0.75, 0.5, 1)
+    flow = matchflow.Flow(
+        query_cell=0, image_cell=1, query_box=here, image_box=there, mass=0.5, similarity=0.5, contribution=0.25
+    )
+    image = matchflow.Image(
+        ref=matchflow.ImageRef("demo", "emojione-1f469-200d-1f692"),
+        labels={"class": "1f469-200d-1f692", "designer": "emojione", "name": "woman-firefighter"},
+        row_id=1,
+        content_hash="",
+        width_px=128,
+        height_px=128,
+        update_time=dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+    )
+    hit = matchflow.Hit(
+        coarse_score=0.25,
+        structural_score=structural,
+        score=0.75,
+        certificate=None,
+        flows=(flow, flow) if structural else (),
+        residual=0.0,
+        image=image,
+        coarse_rank=3,
+        _render=bytes,
+    )
+    timings = matchflow.StageTimings(
+        decode_ms=1, encode_ms=2, coarse_ms=3, gather_ms=4, match_ms=5, explain_ms=6, total_ms=21
+    )
+    return matchflow.SearchResult(
+        hits=(hit,),
+        rerank=matchflow.RerankState.COMPLETE if structural else matchflow.RerankState.NOT_REQUESTED,
+        depth_done=1,
+        timings=timings,
+        bundle_digest="",
+        sequence=1,
+        query_id="",
+    )
+
+
+def searched(width: int, structural: float | None = 0.5) -> list[str]:
+    sink = StringIO()
+    search_command.report(Console(file=sink, width=width), answer(structural))
+    return sink.getvalue().splitlines()
+
+
+def test_a_wide_window_has_one_line_per_hit() -> None:
+    (line,) = (line for line in searched(180) if "emojione-" in line)
+    for part in ("designer=emojione", "bottom centre → bottom centre 50%, bottom", "0.2500", "0.5000", "0.7500", "4"):
+        assert part in line
+
+
+def test_eighty_columns_break_no_word_and_no_number() -> None:
+    lines = searched(80)
+    for whole in ("coarse place", "structural", "emojione-1f469-200d-1f692", "bottom centre → bottom centre 50%"):
+        assert any(whole in line for line in lines), whole
+    assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 180])
+def test_a_search_without_re_ranking_has_a_dash_for_the_score_and_checks_nothing(width: int) -> None:
+    said = "\n".join(searched(width, None))
+    assert " - " in said
+    assert "re-ranking not requested" in said
+    assert "add up" not in said
 
 
 def test_values_become_json_without_what_is_private() -> None:

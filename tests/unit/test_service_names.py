@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matchflow_service import fields
-from matchflow_service.errors import FieldInvalidError
+from matchflow_service.errors import FieldInvalidError, shown
 from matchflow_service.names import (
     ImageName,
     check_gallery_id,
@@ -22,7 +22,6 @@ from matchflow_service.names import (
     parse_image,
     parse_image_in,
     parse_model,
-    shown,
 )
 from matchflow_service.pages import page_token, parse_page_token
 
