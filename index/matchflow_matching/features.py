@@ -123,7 +123,8 @@ def check_float_features(embeddings: NDArray[np.float32], cells: NDArray[np.floa
 
 def check_unit_length(embeddings: NDArray[np.float32]) -> None:
     """Raise FeaturesInvalidError unless every embedding [N, D] is finite and of unit length within 1e-3."""
-    lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
+    exact = embeddings.astype(np.float64)
+    lengths = np.sqrt(np.einsum("nd,nd->n", exact, exact))
     worst = float(np.abs(lengths - 1).max(initial=0.0))
     if not worst <= UNIT_LENGTH_TOLERANCE:
         raise FeaturesInvalidError(f"embeddings must have unit length; one is off by {worst:.3g}")

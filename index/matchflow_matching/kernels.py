@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from matchflow_matching import vectors, vnni
 from matchflow_matching.features import INT8_MAX
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+    Bytes = NDArray[np.int8] | NDArray[np.uint8]
     Integers = NDArray[np.int32]
     Mask = NDArray[np.bool_]
 
@@ -35,6 +37,11 @@ LN2_LOW = np.float32(-2.12194440e-4)
 # exp(-87) is near the smallest normal float32. Unit cells give exponents up to 0 and rounding; more is a damaged scale.
 LOWEST_EXPONENT = np.float32(-87.0)
 HIGHEST_EXPONENT = np.float32(80.0)
+
+# Sums that run side by side, so that the compiler may use vectors without reordering anything.
+LANES = 16
+
+_padded = compiled(inline="always")(vectors.padded)
 
 ATTENTIVE, UNIFORM, NO_VALID_CELL = 0, 1, 2
 
@@ -67,20 +74,22 @@ def _exponentials(values: Floats, bits: Integers, whole: Floats) -> None:
 
 
 @compiled(inline="always")
-def _positive_weights(attention: Floats, valid: Mask, weights: Floats) -> int:
-    """Fill `weights` with max(0, attention) over valid cells, summing to 1, and say how it went.
+def _positive_weights(valid: Mask, weights: Floats) -> int:
+    """Turn attention into max(0, attention) over valid cells, summing to 1, in place; say how it went.
 
     ATTENTIVE as described; UNIFORM where none is positive: equal weights; NO_VALID_CELL: all zero.
     """
-    total = np.float64(0)
+    total = np.float32(0)
     count = 0
     for i in range(weights.size):
-        weights[i] = max(np.float32(0), attention[i]) if valid[i] else np.float32(0)
-        total += weights[i]
+        weight = weights[i] if weights[i] > 0 else np.float32(0)
+        weights[i] = weight if valid[i] else np.float32(0)
         count += valid[i]
+    for i in range(weights.size):
+        total += weights[i]
     if total > 0:
         for i in range(weights.size):
-            weights[i] = np.float32(weights[i] / total)
+            weights[i] = weights[i] / total
         return ATTENTIVE
     if count == 0:
         return NO_VALID_CELL
@@ -91,21 +100,33 @@ def _positive_weights(attention: Floats, valid: Mask, weights: Floats) -> int:
 
 @compiled(inline="always")
 def _add_scaled_rows(matrix: Floats, factors: Floats, sums: Floats) -> None:
-    """Fill sums [C] with matrix' [C, R] @ factors [R], four rows of matrix [R, C] at a time."""
+    """Fill sums [C] with matrix' [C, R] @ factors [R]; R and C are multiples of 8."""
     rows, columns = matrix.shape
-    for j in range(columns):
-        sums[j] = np.float32(0)
+    row_bytes = columns * vectors.FLOAT_BYTES
+    matrix_at, factors_at, sums_at = matrix.ctypes.data, factors.ctypes.data, sums.ctypes.data
+    j = 0
+    while j + vectors.WIDE <= columns:
+        vectors.wide_columns(matrix_at + j * 4, row_bytes, rows, factors_at, sums_at + j * 4)
+        j += vectors.WIDE
+    if j < columns:
+        vectors.narrow_columns(matrix_at + j * 4, row_bytes, rows, factors_at, sums_at + j * 4)
+
+
+@compiled(inline="always")
+def _violation(a: Floats, row_sums: Floats, u: Floats) -> float:
+    """Return sum_i |a_i r_i - u_i|, in four sums that run side by side."""
+    e0, e1, e2, e3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     i = 0
-    while i + 4 <= rows:
-        f0, f1, f2, f3 = factors[i], factors[i + 1], factors[i + 2], factors[i + 3]
-        for j in range(columns):
-            sums[j] += (matrix[i, j] * f0 + matrix[i + 1, j] * f1) + (matrix[i + 2, j] * f2 + matrix[i + 3, j] * f3)
+    while i + 4 <= u.size:
+        e0 += abs(a[i] * row_sums[i] - u[i])
+        e1 += abs(a[i + 1] * row_sums[i + 1] - u[i + 1])
+        e2 += abs(a[i + 2] * row_sums[i + 2] - u[i + 2])
+        e3 += abs(a[i + 3] * row_sums[i + 3] - u[i + 3])
         i += 4
-    while i < rows:
-        f0 = factors[i]
-        for j in range(columns):
-            sums[j] += matrix[i, j] * f0
+    while i < u.size:
+        e0 += abs(a[i] * row_sums[i] - u[i])
         i += 1
+    return np.float64((e0 + e1) + (e2 + e3))
 
 
 @compiled()
@@ -120,24 +141,24 @@ def _sinkhorn(
     tolerance: float,
     limit: int,
 ) -> tuple[int, float]:
-    """Solve one pair in place; return (iterations, L1 violation of the rows). See reference.sinkhorn."""
-    for j in range(b.size):
+    """Solve one pair in place; return (iterations, L1 violation of the rows). See reference.sinkhorn.
+
+    u [Rx] and v [Rq] have their own size; all else is padded to multiples of 8, with zeros that stay zero.
+    """
+    for j in range(v.size):
         b[j] = np.float32(1)
     iterations = 0
     while True:
         _add_scaled_rows(transposed, b, row_sums)
-        error = np.float64(np.inf)
         if iterations > 0:
-            error = np.float64(0)
-            for i in range(a.size):
-                error += abs(a[i] * row_sums[i] - u[i])
+            error = _violation(a, row_sums, u)
             # The negation also stops on NaN, which could otherwise run to the limit.
             if not error > tolerance or iterations >= limit:
                 return iterations, error
-        for i in range(a.size):
+        for i in range(u.size):
             a[i] = u[i] / row_sums[i]
         _add_scaled_rows(kernel, a, b)
-        for j in range(b.size):
+        for j in range(v.size):
             b[j] = v[j] / b[j]
         iterations += 1
 
@@ -155,26 +176,25 @@ def _weigh(
 ) -> tuple[int, int]:
     """Fill one pair's marginals u [Rx] and v [Rq]; return what _positive_weights says of each."""
     rx, rq = u.size, v.size
-    attention = np.zeros(max(rx, rq), np.float32)
-    if cross:
-        for i in range(rx):
-            attention[i] = values[i, rq] * image_scales[i]
-    image_state = _positive_weights(attention[:rx], image_valid, u)
-    if cross:
-        for j in range(rq):
-            attention[j] = values[rx, j] * query_scales[j]
-    return image_state, _positive_weights(attention[:rq], query_valid, v)
+    for i in range(rx):
+        u[i] = values[i, rq] * image_scales[i] if cross else np.float32(0)
+    for j in range(rq):
+        v[j] = values[rx, j] * query_scales[j] if cross else np.float32(0)
+    return _positive_weights(image_valid, u), _positive_weights(query_valid, v)
 
 
 @compiled(inline="always")
-def _total(kernel: Floats, similarity: Floats, a: Floats, b: Floats) -> float:
-    """Return sum_ij a_i K_ij b_j S_ij."""
+def _total(kernel: Floats, similarity: Floats, a: Floats, b: Floats, sums: Floats) -> float:
+    """Return sum_ij a_i K_ij b_j S_ij; S [Rx, Rq] has its own size and sums float32 [Rq] is scratch."""
+    rx, rq = similarity.shape
+    for j in range(rq):
+        sums[j] = np.float32(0)
+    for i in range(rx):
+        for j in range(rq):
+            sums[j] += kernel[i, j] * similarity[i, j] * a[i]
     total = np.float64(0)
-    for i in range(a.size):
-        row = np.float64(0)
-        for j in range(b.size):
-            row += np.float64(kernel[i, j] * b[j] * similarity[i, j])
-        total += row * a[i]
+    for j in range(rq):
+        total += np.float64(sums[j]) * np.float64(b[j])
     return total
 
 
@@ -204,11 +224,12 @@ def transport(
     """
     n, rx, rq = values.shape[0], values.shape[1] - 1, values.shape[2] - 1
     similarity = np.empty((rx, rq), np.float32)
-    kernel = np.empty((rx, rq), np.float32)
-    transposed = np.empty((rq, rx), np.float32)
+    exponents = np.empty((rx, rq), np.float32)
     bits = np.empty(rx * rq, np.int32)
-    u, a, row_sums = np.empty(rx, np.float32), np.empty(rx, np.float32), np.empty(rx, np.float32)
-    v, b = np.empty(rq, np.float32), np.empty(rq, np.float32)
+    u, v, sums = np.empty(rx, np.float32), np.empty(rq, np.float32), np.empty(rq, np.float32)
+    rows, columns = _padded(rx), _padded(rq)
+    kernel, transposed = np.zeros((rows, columns), np.float32), np.zeros((columns, rows), np.float32)
+    a, row_sums, b = np.zeros(rows, np.float32), np.zeros(rows, np.float32), np.zeros(columns, np.float32)
     inverse = np.float32(1.0 / epsilon)
     for p in range(n):
         states = _weigh(values[p], image_scales[p], query_scales, image_valid[p], query_valid, cross, u, v)
@@ -219,14 +240,15 @@ def transport(
         for i in range(rx):
             for j in range(rq):
                 similarity[i, j] = values[p, i, j] * image_scales[p, i] * query_scales[j]
-                kernel[i, j] = (similarity[i, j] - np.float32(1)) * inverse
-        _exponentials(kernel.reshape(-1), bits, bits.view(np.float32))
+                exponents[i, j] = (similarity[i, j] - np.float32(1)) * inverse
+        _exponentials(exponents.reshape(-1), bits, bits.view(np.float32))
         for i in range(rx):
             for j in range(rq):
-                transposed[j, i] = kernel[i, j]
+                kernel[i, j] = exponents[i, j]
+                transposed[j, i] = exponents[i, j]
         iterations[p], error = _sinkhorn(kernel, transposed, u, v, a, b, row_sums, tolerance, limit)
         errors[p] = np.float32(error)
-        structural[p] = np.float32(_total(kernel, similarity, a, b))
+        structural[p] = np.float32(_total(kernel, similarity, a, b, sums))
         if plans.shape[0] > 0:
             for i in range(rx):
                 for j in range(rq):
@@ -252,12 +274,11 @@ def max_sim(
     choices int32 [N, Rq], the image cell that each query cell takes, -1 where there is no valid one.
     """
     n, rx, rq = values.shape[0], values.shape[1] - 1, values.shape[2] - 1
-    attention = np.empty(rq, np.float32)
     for p in range(n):
         for j in range(rq):
-            attention[j] = values[p, rx, j] * query_scales[j] if cross else np.float32(0)
+            query_weights[p, j] = values[p, rx, j] * query_scales[j] if cross else np.float32(0)
         uniform[p, 0] = False
-        state = _positive_weights(attention, query_valid, query_weights[p])
+        state = _positive_weights(query_valid, query_weights[p])
         uniform[p, 1] = cross and state == UNIFORM
         total = np.float64(0)
         for j in range(rq):
@@ -290,39 +311,96 @@ def same_cell(
 
 
 @compiled()
-def round_embeddings(embeddings: Floats, rounded: Floats, readable: Mask) -> None:
-    """Fill rounded [N, D] with embeddings float32 [N, D] scaled to a largest component of +-127, as whole numbers.
+def round_embeddings(embeddings: Floats, scales: Floats, rounded: Bytes, readable: Mask) -> None:
+    """Fill rounded int8 [N, D] with embeddings float32 [N, D] scaled to a largest component of +-127.
 
-    Zero vectors stay zero. Where a number is not finite, the vector becomes zero and readable bool [N] false.
+    Zero vectors stay zero. Where an embedding or a scale float32 [N, R] is not finite, the image's vector and scales
+    become zero and readable bool [N] false.
     """
+    dim = embeddings.shape[1]
+    whole = dim - dim % LANES
+    peaks, zeros = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    bits = np.empty(dim, np.int32)
+    shifted = bits.view(np.float32)
     for p in range(embeddings.shape[0]):
-        peak = np.float32(0)
-        readable[p] = True
-        for k in range(embeddings.shape[1]):
+        peaks[:] = np.float32(0)
+        # 0 * x is 0 unless x is not finite.
+        zeros[:] = np.float32(0)
+        for start in range(0, whole, LANES):
+            for lane in range(LANES):
+                size = abs(embeddings[p, start + lane])
+                peaks[lane] = max(peaks[lane], size)
+                zeros[lane] += size * np.float32(0)
+        for k in range(whole, dim):
             size = abs(embeddings[p, k])
-            peak = max(peak, size)
-            readable[p] &= size < np.float32(np.inf)
-        usable = readable[p] and peak > 0
-        factor = np.float32(INT8_MAX) / peak if usable else np.float32(0)
-        for k in range(embeddings.shape[1]):
-            rounded[p, k] = np.rint(embeddings[p, k] * factor) if usable else np.float32(0)
+            peaks[0] = max(peaks[0], size)
+            zeros[0] += size * np.float32(0)
+        peak, zero = np.float32(0), np.float32(0)
+        for i in range(scales.shape[1]):
+            zero += scales[p, i] * np.float32(0)
+        for lane in range(LANES):
+            peak = max(peak, peaks[lane])
+            zero += zeros[lane]
+        readable[p] = zero == 0
+        factor = np.float32(INT8_MAX) / peak if peak > 0 else np.float32(0)
+        if readable[p]:
+            for k in range(dim):
+                shifted[k] = embeddings[p, k] * factor + ROUNDER
+            for k in range(dim):
+                rounded[p, k] = np.int8(bits[k] - ROUNDER_BITS)
+        else:
+            rounded[p] = 0
+            scales[p] = np.float32(0)
+
+
+@compiled()
+def multiply_bytes(cells: Bytes, embeddings: Bytes, panels: Bytes, values: Floats) -> None:
+    """Fill values float32 [N, Rx + 1, C] with the products of cells int8 [N, Rx, D] and embeddings int8 [N, D].
+
+    The C columns are packed as in vnni.py, which says what this needs of the processor and of D.
+    """
+    n, rx, dim = cells.shape
+    columns = values.shape[2]
+    width = panels.shape[0] * vnni.PANEL
+    sums = np.empty((rx + 1, width), np.int32)
+    row_bytes, sum_bytes, steps = dim, width * 4, dim // vnni.BYTES_PER_STEP
+    panel_bytes = steps * vnni.PANEL_STEP_BYTES
+    for p in range(n):
+        for panel in range(panels.shape[0]):
+            address = panels.ctypes.data + panel * panel_bytes
+            place = sums.ctypes.data + panel * vnni.PANEL * 4
+            rows = cells.ctypes.data + p * rx * dim
+            i = 0
+            while i + 4 <= rx:
+                vnni.multiply_four_rows(rows + i * dim, row_bytes, address, steps, place + i * sum_bytes, sum_bytes)
+                i += 4
+            while i < rx:
+                vnni.multiply_row(rows + i * dim, row_bytes, address, steps, place + i * sum_bytes, sum_bytes)
+                i += 1
+            last = embeddings.ctypes.data + p * dim
+            vnni.multiply_row(last, row_bytes, address, steps, place + rx * sum_bytes, sum_bytes)
+        for i in range(rx + 1):
+            added = sums[i, width - 1]
+            for j in range(columns):
+                values[p, i, j] = np.float32(sums[i, j] - added)
 
 
 @compiled()
 def cosines(query: Floats, candidates: Floats, out: Floats) -> None:
     """Fill out float32 [N] with the inner products of query float32 [D] and candidates float32 [N, D].
 
-    Summed in float64 over eight interleaved lanes, whatever the machine's vectors are.
+    Summed in 16 interleaved lanes, whatever the machine's vectors are.
     """
-    lanes = np.empty(8, np.float64)
+    lanes = np.empty(LANES, np.float32)
+    whole = query.size - query.size % LANES
     for p in range(candidates.shape[0]):
-        lanes[:] = 0.0
-        whole = query.size - query.size % 8
-        for k in range(0, whole, 8):
-            for lane in range(8):
-                lanes[lane] += np.float64(query[k + lane]) * np.float64(candidates[p, k + lane])
+        lanes[:] = np.float32(0)
+        for start in range(0, whole, LANES):
+            for lane in range(LANES):
+                lanes[lane] += query[start + lane] * candidates[p, start + lane]
         for k in range(whole, query.size):
-            lanes[0] += np.float64(query[k]) * np.float64(candidates[p, k])
-        out[p] = np.float32(
-            ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
-        )
+            lanes[k - whole] += query[k] * candidates[p, k]
+        total = np.float64(0)
+        for lane in range(LANES):
+            total += np.float64(lanes[lane])
+        out[p] = np.float32(total)

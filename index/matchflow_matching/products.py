@@ -3,7 +3,7 @@
 The cells of a candidate and its global vector, as int8, are the rows of one matrix; the query's are the columns of the
 other. Their product holds S, <g_q, z_x> and <g_x, z_q> up to the scales. All partial sums are whole numbers below 2^24
 (D <= 1,040; float64 carries larger D), so floating point adds them without rounding, in any order: the result does not
-depend on BLAS, on threads or on what else is in the batch.
+depend on how it is multiplied (byte products where the processor has them, else BLAS), on threads or on the batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matchflow_matching import kernels
+from matchflow_matching import kernels, vnni
 from matchflow_matching.errors import FeaturesInvalidError
 from matchflow_matching.features import INT8_MAX
 
@@ -57,12 +57,11 @@ def multiply(
     query_valid = _mask(query_mask, query.scales.shape, "query_mask")
     image_valid = _mask(image_masks, candidates.scales.shape, "image_masks")
     image_scales = candidates.scales.astype(np.float32)
-    values, readable = _integer_products(query, candidates)
-    readable &= np.isfinite(image_scales).all(axis=1)
-    if not readable.all():
-        image_scales[~readable] = 0
+    embeddings, readable = _rounded(candidates.embeddings, image_scales)
+    columns = np.concatenate([query.cells, whole_numbers(query.embedding[None])])
+    bytewise = vnni.is_available() and columns.shape[1] % vnni.BYTES_PER_STEP == 0
     return Products(
-        values=values,
+        values=(by_bytes if bytewise else by_blas)(plain(candidates.cells), embeddings, columns),
         image_scales=image_scales,
         query_scales=query.scales.astype(np.float32),
         image_valid=image_valid,
@@ -90,7 +89,7 @@ def check_pair(query: Features, candidates: FeatureBatch) -> None:
 
 def _mask(mask: NDArray[np.bool_] | None, shape: tuple[int, ...], name: str) -> NDArray[np.bool_]:
     if mask is None:
-        return np.ones(shape, dtype=np.bool_)
+        return np.ones(shape, np.bool_)
     if mask.shape != shape or mask.dtype != np.bool_:
         raise FeaturesInvalidError(f"{name} must be bool {list(shape)}; got {mask.dtype} {list(mask.shape)}")
     return plain(mask)
@@ -101,29 +100,41 @@ def plain(array: NDArray[Any]) -> NDArray[Any]:
 
     Each other layout would be compiled anew, by the request that first brings it.
     """
-    return np.require(array, requirements=["C", "W"])
+    flags = array.flags
+    return array if flags.c_contiguous and flags.writeable else np.array(array, order="C")
 
 
-def _integer_products(query: Features, candidates: FeatureBatch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    n, rx, dim = candidates.cells.shape
-    dtype = np.float32 if dim <= EXACT_IN_FLOAT32 else np.float64
-    readable = np.empty(n, np.bool_)
-    rows = np.empty((n, rx + 1, dim), dtype=dtype)
-    rows[:, :rx] = candidates.cells
-    kernels.round_embeddings(plain(candidates.embeddings), rows[:, rx], readable)
-    columns = np.empty((len(query.cells) + 1, dim), dtype=dtype)
-    columns[:-1] = query.cells
-    columns[-1] = whole_numbers(query.embedding[None])[0]
-    product = rows.reshape(n * (rx + 1), dim) @ columns.T
-    return product.reshape(n, rx + 1, len(columns)).astype(np.float32, copy=False), readable
+def _rounded(
+    embeddings: NDArray[np.float32], scales: NDArray[np.float32]
+) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+    rounded, readable = np.empty(embeddings.shape, np.int8), np.empty(len(embeddings), np.bool_)
+    kernels.round_embeddings(plain(embeddings), scales, rounded, readable)
+    return rounded, readable
 
 
-def whole_numbers(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return vectors [N, D] scaled so that the largest component is +-127, and rounded.
+def by_blas(cells: NDArray[np.int8], embeddings: NDArray[np.int8], columns: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Return float32 [N, Rx + 1, C] of cells int8 [N, Rx, D], embeddings int8 [N, D] and columns int8 [C, D]."""
+    n, rx, dim = cells.shape
+    rows = np.empty((n, rx + 1, dim), dtype=np.float32 if dim <= EXACT_IN_FLOAT32 else np.float64)
+    rows[:, :rx] = cells
+    rows[:, rx] = embeddings
+    product = rows.reshape(n * (rx + 1), dim) @ columns.astype(rows.dtype).T
+    values: NDArray[np.float32] = product.reshape(n, rx + 1, len(columns)).astype(np.float32, copy=False)
+    return values
+
+
+def by_bytes(cells: NDArray[np.int8], embeddings: NDArray[np.int8], columns: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Return the same numbers as `by_blas` by the processor's byte products; see vnni.py for when it can."""
+    n, rx, _ = cells.shape
+    values = np.empty((n, rx + 1, len(columns)), np.float32)
+    kernels.multiply_bytes(cells, embeddings, vnni.pack(columns), values)
+    return values
+
+
+def whole_numbers(embeddings: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Return vectors [N, D] scaled so that the largest component is +-127, and rounded, int8.
 
     Only directions matter here: the scale cancels when the weights are normalised. Vectors that are zero or not finite
     become zero.
     """
-    rounded = np.empty_like(embeddings)
-    kernels.round_embeddings(plain(embeddings), rounded, np.empty(len(embeddings), np.bool_))
-    return rounded
+    return _rounded(embeddings, np.zeros((len(embeddings), 0), np.float32))[0]

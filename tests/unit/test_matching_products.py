@@ -1,0 +1,155 @@
+"""The exact products and the compiled vectors below the kernels: every way to multiply gives the same bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matchflow_matching import FeatureBatch, MatchMode, MatchSettings, kernels, match, vectors, vnni
+from matchflow_matching.products import by_blas, by_bytes
+from matching_strategies import random_batch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+few = settings(max_examples=60, deadline=None)
+needs_vnni = pytest.mark.skipif(not vnni.is_available(), reason="this processor has no AVX512-VNNI; BLAS multiplies")
+
+
+def random_bytes(rng: np.random.Generator, *shape: int) -> NDArray[np.int8]:
+    return rng.integers(-127, 128, shape).astype(np.int8)
+
+
+def unpacked(panels: NDArray[np.uint8], columns: int) -> NDArray[np.int16]:
+    """Read panels [panels, D / 4, 32, 4] back into columns [C, D]."""
+    flat = panels.transpose(0, 2, 1, 3).reshape(len(panels) * vnni.PANEL, -1).astype(np.int16) - vnni.OFFSET
+    assert not flat[columns:].any()
+    assert len(flat) > columns
+    return flat[:columns]
+
+
+@few
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(0, 4),
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 70),
+    dim=st.integers(1, 40),
+)
+def test_blas_multiplies_whole_numbers_exactly(seed: int, n: int, rows: int, columns: int, dim: int) -> None:
+    rng = np.random.default_rng(seed)
+    cells, last, right = random_bytes(rng, n, rows, dim), random_bytes(rng, n, dim), random_bytes(rng, columns, dim)
+    stacked = np.concatenate([cells, last[:, None]], axis=1).astype(np.int64)
+    assert np.array_equal(by_blas(cells, last, right), stacked @ right.astype(np.int64).T)
+
+
+@needs_vnni
+@few
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(0, 4),
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 70),
+    steps=st.integers(1, 40),
+)
+def test_bytes_multiply_to_what_blas_gives(seed: int, n: int, rows: int, columns: int, steps: int) -> None:
+    rng = np.random.default_rng(seed)
+    dim = steps * vnni.BYTES_PER_STEP
+    arguments = random_bytes(rng, n, rows, dim), random_bytes(rng, n, dim), random_bytes(rng, columns, dim)
+    assert np.array_equal(by_bytes(*arguments), by_blas(*arguments))
+
+
+@needs_vnni
+def test_bytes_multiply_exactly_at_the_extremes() -> None:
+    for dim in (1040, 2048):
+        for left, right in ((127, 127), (-127, 127), (127, -127), (-127, -127), (-128, -128)):
+            cells = np.full((2, 5, dim), left, np.int8)
+            columns = np.full((17, dim), right, np.int8)
+            assert (by_bytes(cells, cells[:, 0], columns) == left * right * dim).all()
+
+
+@few
+@given(seed=st.integers(0, 2**32), columns=st.integers(1, 100), steps=st.integers(1, 9))
+def test_packing_keeps_every_column_and_adds_a_column_of_zeros(seed: int, columns: int, steps: int) -> None:
+    original = random_bytes(np.random.default_rng(seed), columns, steps * vnni.BYTES_PER_STEP)
+    assert np.array_equal(unpacked(vnni.pack(original), columns), original)
+
+
+@pytest.mark.parametrize("mode", MatchMode)
+def test_scores_are_the_same_bits_with_and_without_byte_products(
+    mode: MatchMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = random_batch(np.random.default_rng(0), 40, 16, 128)
+    here = match(batch[0], batch, MatchSettings(mode=mode))
+    monkeypatch.setattr(vnni, "is_available", lambda: False)
+    elsewhere = match(batch[0], batch, MatchSettings(mode=mode))
+    assert np.array_equal(here.score, elsewhere.score)
+    assert np.array_equal(here.marginal_error, elsewhere.marginal_error)
+
+
+@few
+@given(seed=st.integers(0, 2**32), rows=st.integers(1, 8), columns=st.integers(1, 8))
+def test_the_compiled_product_with_a_vector_is_that_of_numpy(seed: int, rows: int, columns: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = rng.random((8 * rows, 8 * columns)).astype(np.float32)
+    factors = rng.random(8 * rows).astype(np.float32)
+    guarded = np.full(8 * columns + 8, 7, np.float32)
+    kernels._add_scaled_rows(matrix, factors, guarded[: 8 * columns])
+    np.testing.assert_allclose(guarded[: 8 * columns], factors @ matrix, rtol=1e-5)
+    assert (guarded[8 * columns :] == 7).all()
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 8), (8, 8), (9, 16), (16, 16), (49, 56)])
+def test_sizes_are_padded_to_multiples_of_eight(size: int, expected: int) -> None:
+    assert vectors.padded(size) == expected
+
+
+@few
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 300))
+def test_the_compiled_exponential_is_within_a_few_units_of_the_last_place(seed: int, count: int) -> None:
+    values = np.random.default_rng(seed).uniform(-87, 40, count).astype(np.float32)
+    expected = np.exp(values.astype(np.float64))
+    bits = np.empty(count, np.int32)
+    kernels._exponentials(values, bits, bits.view(np.float32))
+    np.testing.assert_allclose(values, expected, rtol=5e-7)
+
+
+def test_an_exponential_beyond_the_range_is_that_of_the_range() -> None:
+    values = np.array([-1e30, -90, 90, 1e30], np.float32)
+    bits = np.empty(4, np.int32)
+    kernels._exponentials(values, bits, bits.view(np.float32))
+    assert values[0] == values[1] == pytest.approx(np.exp(-87), rel=1e-6)
+    assert values[2] == values[3] == pytest.approx(np.exp(80), rel=1e-6)
+
+
+@few
+@given(seed=st.integers(0, 2**32), dim=st.integers(1, 40), poison=st.sampled_from([np.nan, np.inf, -np.inf]))
+def test_only_the_images_with_numbers_that_are_not_finite_are_unreadable(seed: int, dim: int, poison: float) -> None:
+    rng = np.random.default_rng(seed)
+    embeddings = rng.normal(size=(5, dim)).astype(np.float32)
+    scales = rng.random((5, 19)).astype(np.float32)
+    embeddings[1, rng.integers(dim)] = poison
+    scales[3, rng.integers(19)] = poison
+    rounded, readable = np.empty((5, dim), np.int8), np.empty(5, np.bool_)
+    kernels.round_embeddings(embeddings, scales, rounded, readable)
+    assert readable.tolist() == [True, False, True, False, True]
+    assert not rounded[[1, 3]].any()
+    assert not scales[[1, 3]].any()
+    for p in (0, 2, 4):
+        factor = np.float32(127) / np.abs(embeddings[p]).max()
+        assert np.array_equal(rounded[p], np.rint(embeddings[p] * factor).astype(np.int8))
+
+
+def test_candidates_of_any_memory_layout_score_alike() -> None:
+    batch = random_batch(np.random.default_rng(1), 6, 8, 32)
+    turned = FeatureBatch(
+        embeddings=np.asfortranarray(batch.embeddings),
+        cells=np.asfortranarray(batch.cells),
+        scales=np.asfortranarray(batch.scales),
+    )
+    expected = match(batch[0], batch, MatchSettings()).score
+    assert np.array_equal(match(batch[0], turned, MatchSettings()).score, expected)
