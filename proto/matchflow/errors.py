@@ -69,7 +69,7 @@ class MatchflowError(Exception):
 
     def __str__(self) -> str:
         """Return the message, and what an interrupted ingest had achieved."""
-        if self.acknowledged is None:
+        if not self.acknowledged:
             return self.message
         return (
             f"{self.message} ({self.acknowledged:,} items were acknowledged and are stored; "

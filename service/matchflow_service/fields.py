@@ -20,10 +20,11 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 
 
-def whole(value: int, field: str, *, low: int, high: int) -> int:
-    """Return a whole number from `low` to `high`."""
+def whole(value: int, field: str, *, low: int, high: int, unit: str = "") -> int:
+    """Return a whole number from `low` to `high`; `unit` says of what, where the field's name doesn't."""
     if not low <= value <= high:
-        raise FieldInvalidError(field, f"expected {low:,} to {high:,}; got {value:,}")
+        expected = f"{low:,} to {high:,} {unit}".rstrip()
+        raise FieldInvalidError(field, f"expected {expected}; got {value:,}")
     return value
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_TOP_K = 1000
 MAX_FLOWS = 10_000
+# What keeps a reply within a message, and a search thread from explaining for seconds.
+MAX_FLOWS_OF_ALL_HITS = 100_000
 DEFAULT_TOP_K = 10
 DEFAULT_FLOWS = 8
 STATES = {
@@ -51,6 +53,7 @@ def parse_search(request: search_pb2.SearchRequest, sides: Sides) -> Search:
     has = request.HasField
     top_k = fields.whole(request.top_k, "top_k", low=1, high=MAX_TOP_K) if has("top_k") else DEFAULT_TOP_K
     flows = fields.whole(request.max_flows, "max_flows", low=0, high=MAX_FLOWS) if has("max_flows") else DEFAULT_FLOWS
+    fields.whole(top_k * flows, "max_flows", low=0, high=MAX_FLOWS_OF_ALL_HITS, unit="flows of all hits together")
     min_score = fields.finite(request.min_score, "min_score") if has("min_score") else None
     excluded = None
     if request.query.WhichOneof("source") == "image" and not request.include_query_image:

@@ -216,6 +216,8 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("top_k", {"top_k": 1001}),
     ("max_flows", {"max_flows": -1}),
     ("max_flows", {"max_flows": 10_001}),
+    ("max_flows", {"max_flows": 101, "top_k": 1000}),
+    ("max_flows", {"max_flows": 10_000, "top_k": 11}),
     ("min_score", {"min_score": math.nan}),
     ("min_score", {"min_score": math.inf}),
     ("rerank.depth", {"rerank": search_pb2.Rerank(depth=0)}),
@@ -263,6 +265,12 @@ def test_a_search_says_what_is_missing(api: Api, gallery: str) -> None:
     for call, code, reason in cases:
         refusal = refusal_of(call)
         assert (refusal.code, refusal.reason) == (code, reason)
+
+
+def test_flows_of_all_hits_together_are_taken_to_their_limit(api: Api, emoji: dict[str, bytes]) -> None:
+    assert api.find("emoji", by_name("emoji", next(iter(emoji))), max_flows=100, top_k=1000).hits
+    refusal = refusal_of(lambda: api.find("emoji", by_name("emoji", next(iter(emoji))), max_flows=101, top_k=1000))
+    assert "0 to 100,000 flows of all hits together; got 101,000" in refusal.message
 
 
 def test_a_stored_image_of_another_gallery_can_be_searched_for(api: Api, emoji: dict[str, bytes], gallery: str) -> None:

@@ -80,6 +80,12 @@ def test_an_error_tells_what_was_acknowledged() -> None:
     )
 
 
+def test_an_error_before_anything_was_acknowledged_says_nothing_of_it() -> None:
+    error = errors.GalleryNotFoundError("no such gallery")
+    error.acknowledged = 0
+    assert str(error) == "no such gallery"
+
+
 def test_an_rpc_error_without_a_status_is_told_apart() -> None:
     error = errors.from_rpc_error(grpc.RpcError("odd"), "host:1")
     assert type(error) is errors.UnexpectedStatusError

@@ -83,7 +83,7 @@ class GalleryServiceServicer:
     """
 
     def CreateGallery(self, request, context):
-        """Errors: GALLERY_EXISTS, MODEL_NOT_FOUND, INVALID_FIELD.
+        """Errors: GALLERY_EXISTS, MODEL_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,7 +97,8 @@ class GalleryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListGalleries(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """In the order of their ids.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -117,21 +118,22 @@ class GalleryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListImages(self, request, context):
-        """In the order of their ids. Errors: GALLERY_NOT_FOUND, INVALID_FIELD (page token of another request).
+        """In the order of their ids. A page token counts for the same parent only. Errors: GALLERY_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateImage(self, request, context):
-        """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD.
+        """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteImages(self, request, context):
-        """Deletes images by name; names that are not there are counted, not an error.
+        """Deletes images by name; names that are not there are counted, not an error, and one named twice counts once.
+        Errors: GALLERY_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,20 +35,23 @@ class GalleryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GalleryServiceAsyncStub: ...
     CreateGallery: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.CreateGalleryRequest, _gallery_pb2.Gallery]
-    """Errors: GALLERY_EXISTS, MODEL_NOT_FOUND, INVALID_FIELD."""
+    """Errors: GALLERY_EXISTS, MODEL_NOT_FOUND."""
     GetGallery: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.GetGalleryRequest, _gallery_pb2.Gallery]
     """Errors: GALLERY_NOT_FOUND."""
     ListGalleries: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.ListGalleriesRequest, _gallery_pb2.ListGalleriesResponse]
+    """In the order of their ids."""
     DeleteGallery: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.DeleteGalleryRequest, _empty_pb2.Empty]
     """Deletes the gallery and every image in it. Errors: GALLERY_NOT_FOUND."""
     GetImage: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.GetImageRequest, _gallery_pb2.Image]
     """Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.ListImagesRequest, _gallery_pb2.ListImagesResponse]
-    """In the order of their ids. Errors: GALLERY_NOT_FOUND, INVALID_FIELD (page token of another request)."""
+    """In the order of their ids. A page token counts for the same parent only. Errors: GALLERY_NOT_FOUND."""
     UpdateImage: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.UpdateImageRequest, _gallery_pb2.Image]
-    """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD."""
+    """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND."""
     DeleteImages: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.DeleteImagesRequest, _gallery_pb2.DeleteImagesResponse]
-    """Deletes images by name; names that are not there are counted, not an error."""
+    """Deletes images by name; names that are not there are counted, not an error, and one named twice counts once.
+    Errors: GALLERY_NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class GalleryServiceAsyncStub(GalleryServiceStub):
@@ -56,20 +59,23 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateGallery: _aio.UnaryUnaryMultiCallable[_gallery_pb2.CreateGalleryRequest, _gallery_pb2.Gallery]  # type: ignore[assignment]
-    """Errors: GALLERY_EXISTS, MODEL_NOT_FOUND, INVALID_FIELD."""
+    """Errors: GALLERY_EXISTS, MODEL_NOT_FOUND."""
     GetGallery: _aio.UnaryUnaryMultiCallable[_gallery_pb2.GetGalleryRequest, _gallery_pb2.Gallery]  # type: ignore[assignment]
     """Errors: GALLERY_NOT_FOUND."""
     ListGalleries: _aio.UnaryUnaryMultiCallable[_gallery_pb2.ListGalleriesRequest, _gallery_pb2.ListGalleriesResponse]  # type: ignore[assignment]
+    """In the order of their ids."""
     DeleteGallery: _aio.UnaryUnaryMultiCallable[_gallery_pb2.DeleteGalleryRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes the gallery and every image in it. Errors: GALLERY_NOT_FOUND."""
     GetImage: _aio.UnaryUnaryMultiCallable[_gallery_pb2.GetImageRequest, _gallery_pb2.Image]  # type: ignore[assignment]
     """Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND."""
     ListImages: _aio.UnaryUnaryMultiCallable[_gallery_pb2.ListImagesRequest, _gallery_pb2.ListImagesResponse]  # type: ignore[assignment]
-    """In the order of their ids. Errors: GALLERY_NOT_FOUND, INVALID_FIELD (page token of another request)."""
+    """In the order of their ids. A page token counts for the same parent only. Errors: GALLERY_NOT_FOUND."""
     UpdateImage: _aio.UnaryUnaryMultiCallable[_gallery_pb2.UpdateImageRequest, _gallery_pb2.Image]  # type: ignore[assignment]
-    """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD."""
+    """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND."""
     DeleteImages: _aio.UnaryUnaryMultiCallable[_gallery_pb2.DeleteImagesRequest, _gallery_pb2.DeleteImagesResponse]  # type: ignore[assignment]
-    """Deletes images by name; names that are not there are counted, not an error."""
+    """Deletes images by name; names that are not there are counted, not an error, and one named twice counts once.
+    Errors: GALLERY_NOT_FOUND.
+    """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Create, list and delete galleries; look at, relabel and delete their images."""
@@ -80,7 +86,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gallery_pb2.CreateGalleryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_pb2.Gallery, _abc.Awaitable[_gallery_pb2.Gallery]]:
-        """Errors: GALLERY_EXISTS, MODEL_NOT_FOUND, INVALID_FIELD."""
+        """Errors: GALLERY_EXISTS, MODEL_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def GetGallery(
@@ -95,7 +101,8 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _gallery_pb2.ListGalleriesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_gallery_pb2.ListGalleriesResponse, _abc.Awaitable[_gallery_pb2.ListGalleriesResponse]]: ...
+    ) -> _typing.Union[_gallery_pb2.ListGalleriesResponse, _abc.Awaitable[_gallery_pb2.ListGalleriesResponse]]:
+        """In the order of their ids."""
 
     @_abc_1.abstractmethod
     def DeleteGallery(
@@ -119,7 +126,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gallery_pb2.ListImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_pb2.ListImagesResponse, _abc.Awaitable[_gallery_pb2.ListImagesResponse]]:
-        """In the order of their ids. Errors: GALLERY_NOT_FOUND, INVALID_FIELD (page token of another request)."""
+        """In the order of their ids. A page token counts for the same parent only. Errors: GALLERY_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def UpdateImage(
@@ -127,7 +134,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gallery_pb2.UpdateImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_pb2.Image, _abc.Awaitable[_gallery_pb2.Image]]:
-        """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD."""
+        """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def DeleteImages(
@@ -135,6 +142,8 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gallery_pb2.DeleteImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_pb2.DeleteImagesResponse, _abc.Awaitable[_gallery_pb2.DeleteImagesResponse]]:
-        """Deletes images by name; names that are not there are counted, not an error."""
+        """Deletes images by name; names that are not there are counted, not an error, and one named twice counts once.
+        Errors: GALLERY_NOT_FOUND.
+        """
 
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -64,13 +64,15 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """In the order of their names.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EmbedImages(self, request, context):
-        """Features of images that need not be stored. A bad image gets a status of its own. Errors: MODEL_NOT_FOUND.
+        """Features of images that need not be stored. A bad image gets a status of its own.
+        Errors: MODEL_NOT_FOUND, OVERLOADED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,8 +36,11 @@ class ModelServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.Model]
     """Errors: MODEL_NOT_FOUND."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
+    """In the order of their names."""
     EmbedImages: _grpc.UnaryUnaryMultiCallable[_model_pb2.EmbedImagesRequest, _model_pb2.EmbedImagesResponse]
-    """Features of images that need not be stored. A bad image gets a status of its own. Errors: MODEL_NOT_FOUND."""
+    """Features of images that need not be stored. A bad image gets a status of its own.
+    Errors: MODEL_NOT_FOUND, OVERLOADED.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -47,8 +50,11 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Errors: MODEL_NOT_FOUND."""
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """In the order of their names."""
     EmbedImages: _aio.UnaryUnaryMultiCallable[_model_pb2.EmbedImagesRequest, _model_pb2.EmbedImagesResponse]  # type: ignore[assignment]
-    """Features of images that need not be stored. A bad image gets a status of its own. Errors: MODEL_NOT_FOUND."""
+    """Features of images that need not be stored. A bad image gets a status of its own.
+    Errors: MODEL_NOT_FOUND, OVERLOADED.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Describes the loaded bundles and runs them."""
@@ -66,7 +72,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _model_pb2.ListModelsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_model_pb2.ListModelsResponse, _abc.Awaitable[_model_pb2.ListModelsResponse]]: ...
+    ) -> _typing.Union[_model_pb2.ListModelsResponse, _abc.Awaitable[_model_pb2.ListModelsResponse]]:
+        """In the order of their names."""
 
     @_abc_1.abstractmethod
     def EmbedImages(
@@ -74,6 +81,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.EmbedImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.EmbedImagesResponse, _abc.Awaitable[_model_pb2.EmbedImagesResponse]]:
-        """Features of images that need not be stored. A bad image gets a status of its own. Errors: MODEL_NOT_FOUND."""
+        """Features of images that need not be stored. A bad image gets a status of its own.
+        Errors: MODEL_NOT_FOUND, OVERLOADED.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

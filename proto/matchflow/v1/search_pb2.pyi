@@ -122,7 +122,7 @@ class Rerank(_message.Message):
     MAX_ITERATIONS_FIELD_NUMBER: _builtins.int
     mode: Global___RerankMode.ValueType
     depth: _builtins.int
-    """How many coarse candidates are matched, 1 to 10,000. Absent: 100."""
+    """How many coarse candidates are matched, 1 to 10,000. Absent: 100. Only Search looks at it."""
     global_weight: _builtins.float
     """Weight of coarse_score in the final score, 0 to 10. Absent: 1 (the paper)."""
     marginals: Global___Marginals.ValueType
@@ -243,7 +243,7 @@ class SearchRequest(_message.Message):
     top_k: _builtins.int
     """1 to 1,000. Absent: 10."""
     max_flows: _builtins.int
-    """Flows per hit, 0 to 10,000. Absent: 8."""
+    """Flows per hit, 0 to 10,000, and at most 100,000 for top_k hits together. Absent: 8."""
     min_score: _builtins.float
     """Hits whose final score is below are left out."""
     include_query_image: _builtins.bool
@@ -454,7 +454,7 @@ class CompareRequest(_message.Message):
     MAX_FLOWS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     max_flows: _builtins.int
-    """Absent: all."""
+    """0 to 10,000. Absent: all."""
     model: _builtins.str
     """Model for image bytes when neither side is stored; empty: the default."""
     @_builtins.property
@@ -530,7 +530,7 @@ class ExplainRequest(_message.Message):
     image: _builtins.str
     """The hit to explain."""
     max_flows: _builtins.int
-    """Absent: all."""
+    """0 to 10,000. Absent: all."""
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property

@@ -65,7 +65,7 @@ class SearchServiceServicer:
         """Coarse search by global vector, then re-ranking by structural matching, with the matched parts of every hit.
         A deadline that comes before all candidates are matched gives what is done so far: see RerankStatus.
         Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, FEATURES_INVALID, BUNDLE_MISMATCH,
-        INVALID_FIELD, OVERLOADED.
+        OVERLOADED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,6 +73,7 @@ class SearchServiceServicer:
 
     def Compare(self, request, context):
         """Scores one pair, whether stored or not, with the full plan. The same pair has the same scores in Search.
+        Errors: as Search, and MODEL_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,13 +81,15 @@ class SearchServiceServicer:
 
     def Explain(self, request, context):
         """Explains a stored image against a query again: what Search said of that hit, with as many flows as wanted.
+        Errors: as Search.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenderMatch(self, request, context):
-        """Draws a pair side by side with the strongest matched parts joined. Errors: also THUMBNAIL_MISSING.
+        """Draws a pair side by side with the strongest matched parts joined. The query can't be features: they have no
+        picture. Errors: as Search, and THUMBNAIL_MISSING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

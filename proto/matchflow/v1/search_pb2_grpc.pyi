@@ -37,14 +37,20 @@ class SearchServiceStub:
     """Coarse search by global vector, then re-ranking by structural matching, with the matched parts of every hit.
     A deadline that comes before all candidates are matched gives what is done so far: see RerankStatus.
     Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, FEATURES_INVALID, BUNDLE_MISMATCH,
-    INVALID_FIELD, OVERLOADED.
+    OVERLOADED.
     """
     Compare: _grpc.UnaryUnaryMultiCallable[_search_pb2.CompareRequest, _search_pb2.CompareResponse]
-    """Scores one pair, whether stored or not, with the full plan. The same pair has the same scores in Search."""
+    """Scores one pair, whether stored or not, with the full plan. The same pair has the same scores in Search.
+    Errors: as Search, and MODEL_NOT_FOUND.
+    """
     Explain: _grpc.UnaryUnaryMultiCallable[_search_pb2.ExplainRequest, _search_pb2.ExplainResponse]
-    """Explains a stored image against a query again: what Search said of that hit, with as many flows as wanted."""
+    """Explains a stored image against a query again: what Search said of that hit, with as many flows as wanted.
+    Errors: as Search.
+    """
     RenderMatch: _grpc.UnaryUnaryMultiCallable[_search_pb2.RenderMatchRequest, _search_pb2.RenderMatchResponse]
-    """Draws a pair side by side with the strongest matched parts joined. Errors: also THUMBNAIL_MISSING."""
+    """Draws a pair side by side with the strongest matched parts joined. The query can't be features: they have no
+    picture. Errors: as Search, and THUMBNAIL_MISSING.
+    """
 
 @_typing.type_check_only
 class SearchServiceAsyncStub(SearchServiceStub):
@@ -55,14 +61,20 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """Coarse search by global vector, then re-ranking by structural matching, with the matched parts of every hit.
     A deadline that comes before all candidates are matched gives what is done so far: see RerankStatus.
     Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, FEATURES_INVALID, BUNDLE_MISMATCH,
-    INVALID_FIELD, OVERLOADED.
+    OVERLOADED.
     """
     Compare: _aio.UnaryUnaryMultiCallable[_search_pb2.CompareRequest, _search_pb2.CompareResponse]  # type: ignore[assignment]
-    """Scores one pair, whether stored or not, with the full plan. The same pair has the same scores in Search."""
+    """Scores one pair, whether stored or not, with the full plan. The same pair has the same scores in Search.
+    Errors: as Search, and MODEL_NOT_FOUND.
+    """
     Explain: _aio.UnaryUnaryMultiCallable[_search_pb2.ExplainRequest, _search_pb2.ExplainResponse]  # type: ignore[assignment]
-    """Explains a stored image against a query again: what Search said of that hit, with as many flows as wanted."""
+    """Explains a stored image against a query again: what Search said of that hit, with as many flows as wanted.
+    Errors: as Search.
+    """
     RenderMatch: _aio.UnaryUnaryMultiCallable[_search_pb2.RenderMatchRequest, _search_pb2.RenderMatchResponse]  # type: ignore[assignment]
-    """Draws a pair side by side with the strongest matched parts joined. Errors: also THUMBNAIL_MISSING."""
+    """Draws a pair side by side with the strongest matched parts joined. The query can't be features: they have no
+    picture. Errors: as Search, and THUMBNAIL_MISSING.
+    """
 
 class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Finds images, compares pairs and shows why they match."""
@@ -76,7 +88,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         """Coarse search by global vector, then re-ranking by structural matching, with the matched parts of every hit.
         A deadline that comes before all candidates are matched gives what is done so far: see RerankStatus.
         Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, FEATURES_INVALID, BUNDLE_MISMATCH,
-        INVALID_FIELD, OVERLOADED.
+        OVERLOADED.
         """
 
     @_abc_1.abstractmethod
@@ -85,7 +97,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.CompareRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.CompareResponse, _abc.Awaitable[_search_pb2.CompareResponse]]:
-        """Scores one pair, whether stored or not, with the full plan. The same pair has the same scores in Search."""
+        """Scores one pair, whether stored or not, with the full plan. The same pair has the same scores in Search.
+        Errors: as Search, and MODEL_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def Explain(
@@ -93,7 +107,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.ExplainResponse, _abc.Awaitable[_search_pb2.ExplainResponse]]:
-        """Explains a stored image against a query again: what Search said of that hit, with as many flows as wanted."""
+        """Explains a stored image against a query again: what Search said of that hit, with as many flows as wanted.
+        Errors: as Search.
+        """
 
     @_abc_1.abstractmethod
     def RenderMatch(
@@ -101,6 +117,8 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.RenderMatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.RenderMatchResponse, _abc.Awaitable[_search_pb2.RenderMatchResponse]]:
-        """Draws a pair side by side with the strongest matched parts joined. Errors: also THUMBNAIL_MISSING."""
+        """Draws a pair side by side with the strongest matched parts joined. The query can't be features: they have no
+        picture. Errors: as Search, and THUMBNAIL_MISSING.
+        """
 
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -58,6 +58,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The value of ErrorInfo.reason (domain "matchflow") in the google.rpc.Status of a failed call or item.
     The name without ERROR_REASON_ is what the wire carries.
+    Any call may fail with INVALID_FIELD, DEADLINE_EXCEEDED, SHUTTING_DOWN, STORE_UNAVAILABLE or INTERNAL; which others it
+    may fail with stands beside it. What gRPC itself refuses has no ErrorInfo: a message larger than the server takes
+    (64 MiB unless set otherwise) is RESOURCE_EXHAUSTED.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -315,7 +318,9 @@ Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
 
 @_typing.final
 class MatchScore(_message.Message):
-    """How well two images match. final `score` = structural_score + global_weight * coarse_score."""
+    """How well two images match. Final `score` = structural_score + global_weight * coarse_score; it is coarse_score alone
+    for a pair that was not re-ranked.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
