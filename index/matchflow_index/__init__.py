@@ -14,7 +14,7 @@ from matchflow_index.errors import (
 from matchflow_index.evaluation import METHODS, EvaluationReport, LabelledImages, Method, Metrics, evaluate
 from matchflow_index.filters import ImageFilter, LabelCondition
 from matchflow_index.gallery import Gallery
-from matchflow_index.records import GallerySpec, ImageRecord, NewImage, PutOutcome, PutResult
+from matchflow_index.records import GallerySpec, ImageRecord, KnownImage, NewImage, PutOutcome, PutResult
 from matchflow_index.search import Certificate, Hit, RerankState, SearchAnswer, SearchQuery, SearchTimings
 from matchflow_index.store import GalleryStore
 
@@ -36,6 +36,7 @@ __all__ = [
     "ImageRecord",
     "ImageRejectedError",
     "InvalidQueryError",
+    "KnownImage",
     "LabelCondition",
     "LabelledImages",
     "Method",

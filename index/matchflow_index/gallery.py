@@ -13,7 +13,7 @@ import numpy as np
 from matchflow_index.checks import check_features, check_image, check_labels
 from matchflow_index.errors import BundleMismatchError, ImageNotFoundError
 from matchflow_index.evaluation import LabelledImages
-from matchflow_index.records import ImageRecord, PutOutcome, PutResult, RowLayout
+from matchflow_index.records import ImageRecord, KnownImage, PutOutcome, PutResult, RowLayout
 from matchflow_index.search import search
 
 if TYPE_CHECKING:
@@ -70,14 +70,18 @@ class Gallery:
         if digest != self.spec.bundle_digest:
             raise BundleMismatchError(expected=self.spec.bundle_digest, actual=digest)
 
-    def put(self, images: Sequence[NewImage]) -> list[PutResult]:
+    def put(self, images: Sequence[NewImage | KnownImage]) -> list[PutResult]:
         """Store images in one transaction, in order; when this returns they are on disk and found by searches.
 
-        Other content than before gives a new row id, other labels alone keep it, and nothing new writes nothing.
+        Other content than before gives a new row id, other labels alone keep it, and nothing new writes nothing. A
+        KnownImage is MISSING when, at this place in the order, the gallery holds its content no more.
         All or none: raises ImageRejectedError, FeaturesRejectedError, StoreUnavailableError.
         """
         for image in images:
-            check_image(image, self.spec)
+            if isinstance(image, KnownImage):
+                check_labels(image.image_id, image.labels)
+            else:
+                check_image(image, self.spec)
 
         def work(transaction: Transaction) -> _Plan:
             plan, now_s = _Plan(), time.time()
@@ -88,10 +92,13 @@ class Gallery:
 
         return self._commit(work).results
 
-    def _put(self, transaction: Transaction, image: NewImage, now_s: float, plan: _Plan) -> None:
+    def _put(self, transaction: Transaction, image: NewImage | KnownImage, now_s: float, plan: _Plan) -> None:
         old = transaction.record(image.image_id)
         if old is not None and old.content_hash == image.content_hash:
             self._relabel(transaction, replace(old, labels=dict(image.labels)), now_s, plan)
+            return
+        if isinstance(image, KnownImage):
+            plan.results.append(PutResult(outcome=PutOutcome.MISSING, row_id=0, sequence=transaction.sequence))
             return
         record = ImageRecord(
             image_id=image.image_id,
@@ -157,13 +164,11 @@ class Gallery:
             raise ImageNotFoundError(self.spec.gallery_id, image_id)
         return record
 
-    def unchanged(self, image_id: str, content_hash: str, labels: Mapping[str, str]) -> ImageRecord | None:
-        """Return the record when putting this content with these labels would change nothing."""
+    def holding(self, image_id: str, content_hash: str) -> ImageRecord | None:
+        """Return the image's record when the gallery holds just this content of it."""
         with self._shelf.lock.reading():
             record = self._shelf.record(image_id)
-        if record is None or record.content_hash != content_hash or record.labels != labels:
-            return None
-        return record
+        return record if record is not None and record.content_hash == content_hash else None
 
     def features(self, image_id: str) -> Features:
         """Return an image's features, copied; ImageNotFoundError."""

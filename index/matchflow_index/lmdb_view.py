@@ -7,7 +7,7 @@ import json
 import struct
 from typing import TYPE_CHECKING, Any
 
-from matchflow_index.records import ImageRecord
+from matchflow_index.records import ImageRecord, compact_json
 from matchflow_index.truth import Change, ChangeKind
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class LmdbView:
 
     def _note(self, kind: ChangeKind, image_id: str, row_id: int, replaced: int | None = None) -> Change:
         sequence = count_up(self._txn, self._databases["counters"], self._prefix)
-        entry = json.dumps([kind, image_id, row_id, replaced], ensure_ascii=False).encode()
+        entry = compact_json([kind, image_id, row_id, replaced])
         self._txn.put(_ROW_KEY.pack(self._number, sequence), entry, db=self._databases["log"])
         return Change(sequence=sequence, kind=kind, image_id=image_id, row_id=row_id, replaced_row_id=replaced)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from matchflow_matching.features import Features
 
+# json.dumps would make an encoder for every record that is written.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GallerySpec:
@@ -34,7 +37,7 @@ class GallerySpec:
     def encode(self) -> bytes:
         """Return the specification as JSON."""
         fields = {name: getattr(self, name) for name in self.__slots__ if name != "grid"}
-        return _json({**fields, "grid": [self.grid.rows, self.grid.columns]})
+        return compact_json({**fields, "grid": [self.grid.rows, self.grid.columns]})
 
     @classmethod
     def decode(cls, data: bytes) -> GallerySpec:
@@ -58,6 +61,15 @@ class NewImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KnownImage:
+    """An image to put whose content the gallery is thought to hold already: only its labels may be new."""
+
+    image_id: str
+    content_hash: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
     """What is known of a stored image besides its features; `update_time_s` is in seconds since 1970."""
 
@@ -71,7 +83,7 @@ class ImageRecord:
 
     def encode(self) -> bytes:
         """Return the record as a JSON array, in the order of its fields."""
-        return _json([getattr(self, name) if name != "labels" else dict(self.labels) for name in self.__slots__])
+        return compact_json([getattr(self, name) if name != "labels" else dict(self.labels) for name in self.__slots__])
 
     @classmethod
     def decode(cls, data: bytes) -> ImageRecord:
@@ -85,11 +97,13 @@ class PutOutcome(enum.StrEnum):
     CREATED = "created"
     UPDATED = "updated"
     UNCHANGED = "unchanged"
+    MISSING = "missing"
+    """The gallery does not hold the content of a KnownImage (any more), and nothing was written for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutResult:
-    """What became of one put image; `sequence` is the last change of the gallery that it needs."""
+    """What became of one put image; `sequence` is the last change of the gallery that it needs; row_id 0: MISSING."""
 
     outcome: PutOutcome
     row_id: int
@@ -139,5 +153,6 @@ class RowLayout:
         return rows[:, : 4 * self.dim].copy().view("<f4").astype(np.float32, copy=False)
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+def compact_json(value: object) -> bytes:
+    """Return a value as JSON without blanks, UTF-8."""
+    return _ENCODER.encode(value).encode()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from google.rpc import status_pb2
 
 from matchflow.v1 import ingest_pb2
-from matchflow_index import NewImage, PutOutcome, PutResult
+from matchflow_index import KnownImage, NewImage, PutOutcome, PutResult
 from matchflow_service import fields, names
 from matchflow_service.conversions import features_hash, parse_features
 from matchflow_service.errors import FieldInvalidError
@@ -89,11 +89,17 @@ def parse_item(request: ingest_pb2.IngestImagesRequest, gallery: Gallery) -> Ite
     )
 
 
-def make_ready(item: Item, gallery: Gallery, model: Model, reader: ImageReader) -> ReadyItem | PutResult:
-    """Return the item decoded, or at once the result for one that changes nothing; raises ImageError. Blocks."""
+def make_ready(item: Item, gallery: Gallery, model: Model, reader: ImageReader) -> ReadyItem | KnownImage | PutResult:
+    """Return the item decoded; raises ImageError. Blocks.
+
+    Of an item whose content the gallery holds nothing is decoded: it is a KnownImage where its labels are new, and
+    where they are not its result.
+    """
     content_hash = features_hash(item.features) if item.features else hashlib.sha256(item.data).hexdigest()
-    record = gallery.unchanged(item.image_id, content_hash, item.labels)
+    record = gallery.holding(item.image_id, content_hash)
     if record is not None:
+        if record.labels != item.labels:
+            return KnownImage(image_id=item.image_id, content_hash=content_hash, labels=item.labels)
         return PutResult(outcome=PutOutcome.UNCHANGED, row_id=record.row_id, sequence=gallery.sequence)
     if item.features:
         return ReadyItem(item=item, content_hash=content_hash)

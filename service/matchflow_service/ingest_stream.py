@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from matchflow_index import ImageRejectedError, PutResult, StoreUnavailableError
+from matchflow_index import ImageRejectedError, KnownImage, NewImage, PutOutcome, PutResult, StoreUnavailableError
 from matchflow_service.calls import request_id
 from matchflow_service.errors import ShuttingDownError
 from matchflow_service.ingest_items import Item, ReadyItem, make_ready, parse_item, refused, stored
@@ -28,14 +28,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from google.rpc import status_pb2
+    from numpy.typing import NDArray
 
     from matchflow.v1 import ingest_pb2
-    from matchflow_index import Gallery, GalleryIndexError, NewImage
+    from matchflow_index import Gallery, GalleryIndexError
     from matchflow_service.images import ImageReader
     from matchflow_service.models import Model
     from matchflow_service.workers import Workers
 
 log = logging.getLogger(__name__)
+
+_Writable: TypeAlias = tuple[Item, NewImage | KnownImage]
 
 CHUNK_ITEMS = 16
 # A commit costs about as much as writing ten images, so a group waits a little for what is still on its way.
@@ -58,6 +61,25 @@ class StreamPlace:
     draining: asyncio.Event
 
 
+@dataclass(slots=True, kw_only=True)
+class _Chunk:
+    """What became of the items that one lane took; `inputs` uint8 [n, H, W, 3] are those of `images`."""
+
+    refused: list[tuple[Item, Exception]] = field(default_factory=list)
+    unchanged: list[tuple[Item, PutResult]] = field(default_factory=list)
+    writable: list[_Writable] = field(default_factory=list)
+    images: list[ReadyItem] = field(default_factory=list)
+    inputs: NDArray[np.uint8] | None = None
+
+    def stack_inputs(self) -> None:
+        """Set `inputs`: on the worker, not the loop, and while the pixels are still in this core's cache."""
+        try:
+            self.inputs = np.stack([ready.model_input for ready in self.images if ready.model_input is not None])
+        except MemoryError as error:
+            self.refused += [(ready.item, error) for ready in self.images]
+            self.images = []
+
+
 class IngestStream:
     """Takes the messages of one stream and answers each."""
 
@@ -67,7 +89,7 @@ class IngestStream:
         self._place = place
         self._answer = answer
         self._waiting: asyncio.Queue[Item] = asyncio.Queue()
-        self._encoded: asyncio.Queue[list[tuple[Item, NewImage]]] = asyncio.Queue()
+        self._encoded: asyncio.Queue[list[_Writable]] = asyncio.Queue()
         self._answers: asyncio.Queue[tuple[ingest_pb2.IngestImagesResponse, int] | None] = asyncio.Queue()
         # Per image that is on its way to the disk: the later items of the same image.
         self._held: dict[str, deque[Item]] = {}
@@ -143,42 +165,45 @@ class IngestStream:
             items = [await self._waiting.get()]
             while len(items) < limit and not self._waiting.empty():
                 items.append(self._waiting.get_nowait())
-            ready = await on(self._place.workers.images, partial(self._make_ready, items))
-            await self._encode(ready)
+            await self._encode(await on(self._place.workers.images, partial(self._make_ready, items)))
 
-    def _make_ready(self, items: list[Item]) -> list[tuple[Item, ReadyItem | PutResult | Exception]]:
-        outcomes: list[tuple[Item, ReadyItem | PutResult | Exception]] = []
+    def _make_ready(self, items: list[Item]) -> _Chunk:
+        chunk, place = _Chunk(), self._place
         for item in items:
             try:
-                place = self._place
-                outcomes.append((item, make_ready(item, place.gallery, place.model, place.reader)))
+                outcome = make_ready(item, place.gallery, place.model, place.reader)
             except Exception as error:  # noqa: BLE001 - as in _admit
-                outcomes.append((item, error))
-        return outcomes
+                chunk.refused.append((item, error))
+                continue
+            match outcome:
+                case PutResult():
+                    chunk.unchanged.append((item, outcome))
+                case KnownImage():
+                    chunk.writable.append((item, outcome))
+                case ReadyItem() if item.features:
+                    chunk.writable.append((item, outcome.new_image(item.features)))
+                case ReadyItem():
+                    chunk.images.append(outcome)
+        if chunk.images:
+            chunk.stack_inputs()
+        return chunk
 
-    async def _encode(self, outcomes: list[tuple[Item, ReadyItem | PutResult | Exception]]) -> None:
-        images: list[ReadyItem] = []
-        encoded: list[tuple[Item, NewImage]] = []
-        for item, outcome in outcomes:
-            if isinstance(outcome, Exception):
-                self._refuse(item, outcome)
-            elif isinstance(outcome, PutResult):
-                self._finish(item, stored(item, outcome))
-            elif item.features:
-                encoded.append((item, outcome.new_image(item.features)))
-            else:
-                images.append(outcome)
-        if images:
+    async def _encode(self, chunk: _Chunk) -> None:
+        for item, error in chunk.refused:
+            self._refuse(item, error)
+        for item, result in chunk.unchanged:
+            self._finish(item, stored(item, result))
+        writable = chunk.writable
+        if chunk.inputs is not None:
             try:
-                inputs = np.stack([ready.model_input for ready in images if ready.model_input is not None])
-                features = await self._place.model.queue.encode_in_turn(inputs)
+                features = await self._place.model.queue.encode_in_turn(chunk.inputs)
             except Exception as error:  # noqa: BLE001 - as in _admit
-                for ready in images:
+                for ready in chunk.images:
                     self._refuse(ready.item, error)
             else:
-                encoded += [(ready.item, ready.new_image(features[i])) for i, ready in enumerate(images)]
-        if encoded:
-            self._encoded.put_nowait(encoded)
+                writable += [(ready.item, ready.new_image(features[i])) for i, ready in enumerate(chunk.images)]
+        if writable:
+            self._encoded.put_nowait(writable)
 
     async def _write(self) -> None:
         while True:
@@ -189,7 +214,7 @@ class IngestStream:
                         group = group + await self._encoded.get()
             await self._put(group)
 
-    async def _put(self, group: list[tuple[Item, NewImage]]) -> None:
+    async def _put(self, group: list[_Writable]) -> None:
         put = partial(self._place.gallery.put, [image for _, image in group])
         try:
             results = await on(self._place.workers.store, put)
@@ -200,9 +225,13 @@ class IngestStream:
                 self._refuse(item, error)
         else:
             for (item, _), result in zip(group, results, strict=True):
-                self._finish(item, stored(item, result))
+                if result.outcome is PutOutcome.MISSING:
+                    # Another call took the content away meanwhile; it is still here, so it is decoded after all.
+                    self._waiting.put_nowait(item)
+                else:
+                    self._finish(item, stored(item, result))
 
-    async def _put_one_by_one(self, group: list[tuple[Item, NewImage]], error: GalleryIndexError) -> None:
+    async def _put_one_by_one(self, group: list[_Writable], error: GalleryIndexError) -> None:
         """Find the bad item of a group, which was refused as a whole."""
         if len(group) == 1:
             self._refuse(group[0][0], error)

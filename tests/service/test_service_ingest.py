@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import pytest
@@ -27,12 +28,15 @@ from service_harness import (
 )
 
 from matchflow.v1 import gallery_pb2, ingest_pb2, search_pb2, types_pb2
-from matchflow_index import Gallery, ImageRejectedError, StoreUnavailableError
+from matchflow_index import Gallery, ImageRejectedError, KnownImage, StoreUnavailableError
+from matchflow_service import ingest_stream
+from matchflow_service.images import ImageReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from matchflow_bundle import Bundle
+    from matchflow_index import NewImage, PutResult
 
 CREATED, UPDATED, UNCHANGED = (
     ingest_pb2.INGEST_OUTCOME_CREATED,
@@ -82,6 +86,65 @@ def test_other_labels_or_other_content_update_an_image(api: Api, gallery: str) -
     replaced = image_of(api, gallery, "one")
     assert replaced.row_id > first.row_id
     assert replaced.content_hash == hashlib.sha256(png(2)).hexdigest()
+
+
+def test_other_labels_alone_decode_and_embed_nothing(
+    api: Api, server: RunningServer, gallery: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = {f"image-{i}": png(i) for i in range(20)}
+    api.put_images(gallery, pictures, kind="x")
+    row_ids = {image: image_of(api, gallery, image).row_id for image in pictures}
+    batches = server.queue.batches_run
+
+    def refuse_to_decode(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(ImageReader, "decode", refuse_to_decode)
+    answers = api.put([item(gallery, image, data, kind="y") for image, data in pictures.items()])
+    assert outcomes(answers) == [UPDATED] * 20
+    assert server.queue.batches_run == batches
+    for image, row_id in row_ids.items():
+        relabelled = image_of(api, gallery, image)
+        assert (relabelled.row_id, dict(relabelled.labels.values)) == (row_id, {"kind": "y"})
+
+
+def test_other_labels_and_other_content_of_one_image_are_applied_in_the_order_sent(
+    api: Api, server: RunningServer, gallery: str
+) -> None:
+    embedded = server.queue.images_run
+    versions = [(1, "a"), (1, "b"), (1, "b"), (2, "b"), (2, "c"), (1, "c"), (1, "d")]
+    answers = api.put([item(gallery, "one", png(n), item_id=i, kind=kind) for i, (n, kind) in enumerate(versions)])
+    assert outcomes(answers) == [CREATED, UPDATED, UNCHANGED, UPDATED, UPDATED, UPDATED, UPDATED]
+    assert [answer.sequence for answer in answers] == [1, 2, 2, 3, 4, 5, 6]
+    assert server.queue.images_run == embedded + 3
+    last = image_of(api, gallery, "one")
+    assert (last.content_hash, dict(last.labels.values)) == (hashlib.sha256(png(1)).hexdigest(), {"kind": "d"})
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_image_whose_content_goes_while_it_is_relabelled_is_embedded_after_all(
+    api: Api, server: RunningServer, gallery: str, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    api.put_images(gallery, {"one": png(1)}, kind="x")
+    embedded = server.queue.images_run
+    put = Gallery.put
+
+    def overtaken(self: Gallery, images: list[NewImage | KnownImage]) -> list[PutResult]:
+        monkeypatch.undo()
+        assert isinstance(images[0], KnownImage)
+        if replaced:
+            api.put_images(gallery, {"one": png(2)}, kind="z")
+        else:
+            api.galleries.DeleteImages(
+                gallery_pb2.DeleteImagesRequest(parent=f"galleries/{gallery}", names=[image_name(gallery, "one")])
+            )
+        return put(self, images)
+
+    monkeypatch.setattr(Gallery, "put", overtaken)
+    (answer,) = api.put([item(gallery, "one", png(1), kind="y")])
+    assert answer.outcome == (UPDATED if replaced else CREATED)
+    assert server.queue.images_run == embedded + 1 + replaced
+    assert dict(image_of(api, gallery, "one").labels.values) == {"kind": "y"}
 
 
 def test_items_of_one_image_are_applied_in_the_order_sent(api: Api, gallery: str) -> None:
@@ -288,6 +351,19 @@ def test_a_fault_of_the_model_is_internal_and_tells_nothing_of_its_text(
         assert "secret" not in refusal.message
         assert len(refusal.metadata["request_id"]) == 32
     assert outcomes(api.put([item(gallery, "one", png(1))])) == [CREATED]
+
+
+def test_images_that_memory_does_not_hold_are_said_item_by_item_and_the_stream_goes_on(
+    api: Api, gallery: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(_: object) -> NoReturn:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest_stream, "np", SimpleNamespace(stack=exhausted))
+        answers = api.put(item(gallery, f"{i}", png(i), item_id=i) for i in range(3))
+    assert {read_status(answer.status).code for answer in answers} == {"INTERNAL"}
+    assert outcomes(api.put([item(gallery, "0", png(0))])) == [CREATED]
 
 
 def test_the_stream_pushes_back_while_the_encoder_is_busy(api: Api, server: RunningServer, gallery: str) -> None:

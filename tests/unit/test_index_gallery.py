@@ -16,6 +16,7 @@ from matchflow_index import (
     ImageFilter,
     ImageNotFoundError,
     ImageRejectedError,
+    KnownImage,
     LabelCondition,
     PutOutcome,
     SearchQuery,
@@ -24,6 +25,8 @@ from matchflow_index import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from matchflow_index import NewImage
 
 
 @pytest.fixture
@@ -142,14 +145,60 @@ def test_ids_of_any_length_and_script_work(gallery: Gallery) -> None:
     assert not found(gallery)
 
 
-def test_unchanged_answers_only_for_the_same_content_and_labels(gallery: Gallery) -> None:
+def test_a_gallery_says_which_content_it_holds(gallery: Gallery) -> None:
     image = new_images(1)[0]
-    assert gallery.unchanged(image.image_id, image.content_hash, image.labels) is None
+    assert gallery.holding(image.image_id, image.content_hash) is None
     gallery.put([image])
-    record = gallery.unchanged(image.image_id, image.content_hash, dict(image.labels))
-    assert record == gallery.get(image.image_id)
-    assert gallery.unchanged(image.image_id, "other", image.labels) is None
-    assert gallery.unchanged(image.image_id, image.content_hash, {}) is None
+    assert gallery.holding(image.image_id, image.content_hash) == gallery.get(image.image_id)
+    assert gallery.holding(image.image_id, "other") is None
+    assert gallery.holding("other", image.content_hash) is None
+
+
+def known(image: NewImage, **labels: str) -> KnownImage:
+    return KnownImage(image_id=image.image_id, content_hash=image.content_hash, labels=labels)
+
+
+def test_a_known_image_gets_other_labels_without_its_features(tmp_path: Path) -> None:
+    image = new_images(1)[0]
+    with GalleryStore.open(tmp_path) as store:
+        gallery = store.create(gallery_spec())
+        (created,) = gallery.put([image])
+        again = gallery.put([known(image, kind="x"), known(image, kind="x"), known(image, kind="y")])
+    assert [result.outcome for result in again] == [PutOutcome.UPDATED, PutOutcome.UNCHANGED, PutOutcome.UPDATED]
+    assert [result.row_id for result in again] == [created.row_id] * 3
+    assert [result.sequence for result in again] == [2, 2, 3]
+    with GalleryStore.open(tmp_path) as store:
+        gallery = store.gallery("demo")
+        assert gallery.get(image.image_id).labels == {"kind": "y"}
+        np.testing.assert_array_equal(gallery.features(image.image_id).cells, image.features.cells)
+
+
+def test_a_known_image_is_missing_where_its_content_is_not_held(gallery: Gallery) -> None:
+    image, other = new_images(2)
+    replaced = new_image(image.image_id, sample_features(1, seed=5)[0])
+    results = gallery.put([known(image, a="1"), image, known(image, a="2"), replaced, known(image, a="3"), other])
+    assert [result.outcome for result in results] == [
+        PutOutcome.MISSING,
+        PutOutcome.CREATED,
+        PutOutcome.UPDATED,
+        PutOutcome.UPDATED,
+        PutOutcome.MISSING,
+        PutOutcome.CREATED,
+    ]
+    assert [result.row_id for result in results if result.outcome is PutOutcome.MISSING] == [0, 0]
+    assert gallery.get(image.image_id).labels == replaced.labels
+    assert gallery.count == 2
+    gallery.delete([image.image_id])
+    assert gallery.put([known(replaced)])[0].outcome is PutOutcome.MISSING
+    assert gallery.count == 1
+
+
+def test_a_known_image_with_a_label_that_cannot_be_stored_is_refused(gallery: Gallery) -> None:
+    image = new_images(1)[0]
+    gallery.put([image])
+    with pytest.raises(ImageRejectedError, match="no valid text"):
+        gallery.put([known(image, bad="\udc80")])
+    assert gallery.get(image.image_id).labels == image.labels
 
 
 def test_labels_are_replaced_and_search_follows(gallery: Gallery) -> None:
