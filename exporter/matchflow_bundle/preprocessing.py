@@ -48,11 +48,14 @@ class Preprocessing:
     def apply(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the model's input, uint8 [height_px, width_px, 3], of an upright image [H, W, 3].
 
-        Resampling is Pillow's bilinear with its support scaled, so shrinking averages (no aliasing).
+        Resampling is Pillow's bilinear with its support scaled, so shrinking averages (no aliasing). An image that has
+        the input's size already is returned as it is, not copied.
         """
         if rgb.ndim != RGB_NDIM or rgb.shape[2] != RGB_NDIM or rgb.dtype != np.uint8 or not rgb.size:
             raise EncoderInputError(f"expected uint8 [H, W, 3] pixels; got {rgb.dtype} {list(rgb.shape)}")
         height, width = rgb.shape[:2]
+        if (height, width) == (self.height_px, self.width_px):
+            return rgb
         source, (left, top, right, bottom) = self._source(width, height), self._target(width, height)
         image = Image.fromarray(rgb)
         resized = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=source)
