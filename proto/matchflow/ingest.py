@@ -19,8 +19,10 @@ from matchflow.v1 import ingest_pb2, types_pb2
 from matchflow.values import Features, ImageRef
 
 INGEST_IMAGES = "/matchflow.v1.IngestService/IngestImages"
-# Enough to keep the server's encoder in full batches over a slow connection.
-MAX_ITEMS_IN_FLIGHT = 128
+# Enough to keep the server's encoder in full batches while one group of 64 waits for its commit and another gathers.
+MAX_ITEMS_IN_FLIGHT = 256
+# Sending that had to wait goes on once so many items may be sent in one go: a wake-up for each costs more than it.
+REFILL_SHARE = 1 / 8
 MAX_BYTES_IN_FLIGHT = 128 * 1024 * 1024
 
 
@@ -129,6 +131,8 @@ class IngestLedger:
             raise ValueError(f"at least 1 item must be allowed in flight; got {max_items}")
         self.gallery = gallery
         self._max_items = max_items
+        self._refill_at = max_items - max(1, int(max_items * REFILL_SHARE))
+        self._full = False
         self._max_bytes = max_bytes
         self._next_id = 0
         self._bytes_in_flight = 0
@@ -143,11 +147,15 @@ class IngestLedger:
         return self._next_id
 
     def has_room(self, request: ingest_pb2.IngestImagesRequest) -> bool:
-        """Say whether the request may be sent now; one alone always may."""
-        if not self._in_flight:
+        """Say whether the request may be sent now; one alone always may.
+
+        Once as many items are under way as may be, there is room again only when REFILL_SHARE of them are answered.
+        """
+        under_way = len(self._in_flight)
+        self._full = under_way > self._refill_at if self._full else under_way >= self._max_items
+        if not under_way:
             return True
-        fits = self._bytes_in_flight + request.ByteSize() <= self._max_bytes
-        return fits and len(self._in_flight) < self._max_items
+        return not self._full and self._bytes_in_flight + request.ByteSize() <= self._max_bytes
 
     def sent(self, item: IngestItem, request: ingest_pb2.IngestImagesRequest) -> None:
         """Book an item as under way."""

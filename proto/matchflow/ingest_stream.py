@@ -23,6 +23,8 @@ class IngestStream:
         self._items = items
         self._changed = threading.Condition()
         self._stopped = False
+        # The request that waits for room.
+        self._next: IngestImagesRequest | None = None
         self._call: Any = None
         self._fault: Exception | None = None
 
@@ -42,7 +44,8 @@ class IngestStream:
             for reply in call:
                 with self._changed:
                     self._ledger.answered(reply)
-                    self._changed.notify()
+                    if self._next is not None and self._ledger.has_room(self._next):
+                        self._changed.notify()
                 self._report(on_result)
         except grpc.RpcError as error:
             raise self._ledger.interrupted(from_rpc_error(error, target)) from error
@@ -84,7 +87,9 @@ class IngestStream:
 
     def _wait_for_room(self, item: IngestItem, request: IngestImagesRequest) -> bool:
         with self._changed:
+            self._next = request
             self._changed.wait_for(lambda: self._stopped or self._ledger.has_room(request))
+            self._next = None
             if not self._stopped:
                 self._ledger.sent(item, request)
             return not self._stopped

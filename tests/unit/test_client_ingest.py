@@ -423,6 +423,22 @@ def test_an_item_larger_than_the_whole_window_goes_alone() -> None:
     assert ledger.has_room(second)
 
 
+def test_a_full_window_takes_items_again_once_several_are_answered() -> None:
+    ledger = IngestLedger("demo", max_items=16)
+    requests = [ingest_request("demo", number, item(f"{number}")) for number in range(1, 20)]
+    for request in requests[:16]:
+        assert ledger.has_room(request)
+        ledger.sent(item(request.name), request)
+    assert not ledger.has_room(requests[16])
+    ledger.answered(stored(requests[0]))
+    assert not ledger.has_room(requests[16])
+    ledger.answered(stored(requests[1]))
+    for request in requests[16:18]:
+        assert ledger.has_room(request)
+        ledger.sent(item(request.name), request)
+    assert not ledger.has_room(requests[18])
+
+
 def test_an_answer_to_no_item_is_ignored() -> None:
     ledger = IngestLedger("demo")
     ledger.answered(IngestImagesResponse(item_id=77, outcome=INGEST_OUTCOME_CREATED))
