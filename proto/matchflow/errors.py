@@ -31,8 +31,6 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from matchflow.v1 import types_pb2
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from google.rpc.status_pb2 import Status
 
 DOMAIN = "matchflow"
-REASON_PREFIX = "ERROR_REASON_"
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -222,12 +219,6 @@ BY_CODE: dict[grpc.StatusCode, type[MatchflowError]] = {
     grpc.StatusCode.UNAVAILABLE: ServerUnreachableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
 }
-
-
-def known_reasons() -> frozenset[str]:
-    """Return every reason that the contract declares."""
-    names = types_pb2.ErrorReason.keys()
-    return frozenset(name.removeprefix(REASON_PREFIX) for name in names) - {"UNSPECIFIED"}
 
 
 def from_status(status: Status) -> MatchflowError:

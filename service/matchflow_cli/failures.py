@@ -60,6 +60,8 @@ def one_line(error: Exception) -> str:
         return validation_line(error)
     if isinstance(error, OSError) and error.strerror:
         return _join(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None)
+    if isinstance(error, UnicodeEncodeError):  # bytes of the command line that are no UTF-8
+        return _join(f"{error.object!r} is no text in UTF-8", None)
     if isinstance(error, ModuleNotFoundError):
         return _join(f"the package {error.name} is not installed", "run: pip install 'matchflow[service,export]'")
     return _join(f"unexpected {type(error).__name__}: {error}", INTERNAL_ADVICE)

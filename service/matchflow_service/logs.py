@@ -22,7 +22,9 @@ MAX_EVENT_LENGTH = 2000
 def configure(*, log_format: str, level: str) -> None:
     """Send every record of the process to standard error, as JSON lines or as text for people."""
     renderer: Processor = (
-        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer()
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     shared: list[Processor] = [
         add_request_id,

@@ -39,6 +39,7 @@ from matchflow_index import GalleryNotFoundError
         ),
         (matchflow.MatchflowError("several\n  lines"), "several lines"),
         (FileNotFoundError(2, "No such file or directory", "a.png"), "a.png: No such file or directory"),
+        (UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"), r"'a\udcff' is no text in UTF-8"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (
             ModuleNotFoundError("No module named 'torch'", name="torch"),

@@ -121,6 +121,7 @@ def test_the_console_format_is_for_people(root_logger: logging.Logger, capsys: p
     logging.getLogger("x").warning("loud")
     text = capsys.readouterr().err
     assert "loud" in text
+    assert "\x1b" not in text  # colours are for a terminal, not for a file
     assert "quiet" not in text
 
 
