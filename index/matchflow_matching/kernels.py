@@ -164,45 +164,52 @@ def _sinkhorn(
 
 
 @compiled(inline="always")
-def _weigh(
-    values: Floats,
-    image_scales: Floats,
-    query_scales: Floats,
-    image_valid: Mask,
-    query_valid: Mask,
-    cross: bool,
-    u: Floats,
-    v: Floats,
-) -> tuple[int, int]:
-    """Fill one pair's marginals u [Rx] and v [Rq]; return what _positive_weights says of each."""
-    rx, rq = u.size, v.size
-    for i in range(rx):
-        u[i] = values[i, rq] * image_scales[i] if cross else np.float32(0)
-    for j in range(rq):
-        v[j] = values[rx, j] * query_scales[j] if cross else np.float32(0)
-    return _positive_weights(image_valid, u), _positive_weights(query_valid, v)
+def _weigh(attention: Floats, valid: Mask, cross: bool, weights: Floats) -> int:
+    """Fill one side's marginal [R] from its attention [R]; return what _positive_weights says."""
+    for i in range(weights.size):
+        weights[i] = attention[i] if cross else np.float32(0)
+    state: int = _positive_weights(valid, weights)
+    return state
 
 
 @compiled(inline="always")
-def _total(kernel: Floats, similarity: Floats, a: Floats, b: Floats, sums: Floats) -> float:
-    """Return sum_ij a_i K_ij b_j S_ij; S [Rx, Rq] has its own size and sums float32 [Rq] is scratch."""
-    rx, rq = similarity.shape
-    for j in range(rq):
-        sums[j] = np.float32(0)
-    for i in range(rx):
-        for j in range(rq):
-            sums[j] += kernel[i, j] * similarity[i, j] * a[i]
+def _copy(matrix: Floats, padded: Floats) -> None:
+    """Copy a matrix [Rx, Rq] into the padded one."""
+    for i in range(matrix.shape[0]):
+        for j in range(matrix.shape[1]):
+            padded[i, j] = matrix[i, j]
+
+
+@compiled(inline="always")
+def _transpose(matrix: Floats, transposed: Floats) -> None:
+    """Copy the transpose of a matrix [Rx, Rq] into the padded one."""
+    for j in range(matrix.shape[1]):
+        for i in range(matrix.shape[0]):
+            transposed[j, i] = matrix[i, j]
+
+
+@compiled(inline="always")
+def _fill_plan(kernel: Floats, a: Floats, b: Floats, plan: Floats) -> None:
+    """Fill plan [Rx, Rq] with a_i K_ij b_j."""
+    for i in range(plan.shape[0]):
+        for j in range(plan.shape[1]):
+            plan[i, j] = a[i] * kernel[i, j] * b[j]
+
+
+@compiled(inline="always")
+def _dot(first: Floats, second: Floats) -> np.float32:
+    """Return the inner product, summed in float64."""
     total = np.float64(0)
-    for j in range(rq):
-        total += np.float64(sums[j]) * np.float64(b[j])
-    return total
+    for j in range(first.size):
+        total += np.float64(first[j]) * np.float64(second[j])
+    return np.float32(total)
 
 
 @compiled()
 def transport(
-    values: Floats,
-    image_scales: Floats,
-    query_scales: Floats,
+    similarities: Floats,
+    image_attention: Floats,
+    query_attention: Floats,
     image_valid: Mask,
     query_valid: Mask,
     cross: bool,
@@ -217,49 +224,50 @@ def transport(
 ) -> None:
     """Score N pairs by entropic transport.
 
-    Inputs: values float32 [N, Rx + 1, Rq + 1], image_scales float32 [N, Rx], query_scales float32 [Rq], image_valid
-    bool [N, Rx], query_valid bool [Rq] (products.Products); cross: weights by cross-correlation, else uniform.
+    Inputs as in products.Products; cross: weights by cross-correlation, else uniform.
     Outputs, zero on entry: structural float32 [N], iterations int32 [N], errors float32 [N], uniform bool [N, 2] (image
     side, query side fell back), and plans float32 [N, Rx, Rq], or [0, Rx, Rq] when no plan is wanted.
     """
-    n, rx, rq = values.shape[0], values.shape[1] - 1, values.shape[2] - 1
-    similarity = np.empty((rx, rq), np.float32)
-    exponents = np.empty((rx, rq), np.float32)
-    bits = np.empty(rx * rq, np.int32)
-    u, v, sums = np.empty(rx, np.float32), np.empty(rq, np.float32), np.empty(rq, np.float32)
+    n, rx, rq = similarities.shape
+    u, v = np.empty(rx, np.float32), np.empty(rq, np.float32)
     rows, columns = _padded(rx), _padded(rq)
     kernel, transposed = np.zeros((rows, columns), np.float32), np.zeros((columns, rows), np.float32)
-    a, row_sums, b = np.zeros(rows, np.float32), np.zeros(rows, np.float32), np.zeros(columns, np.float32)
+    a, row_sums = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+    b, column_sums = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
+    flat = np.empty(rx * rq, np.float32)
+    exponentials = flat.reshape(rx, rq)
+    bits = np.empty(rx * rq, np.int32)
+    whole = bits.view(np.float32)
     inverse = np.float32(1.0 / epsilon)
     for p in range(n):
-        states = _weigh(values[p], image_scales[p], query_scales, image_valid[p], query_valid, cross, u, v)
-        uniform[p, 0] = cross and states[0] == UNIFORM
-        uniform[p, 1] = cross and states[1] == UNIFORM
-        if NO_VALID_CELL in states:
+        image_state = _weigh(image_attention[p], image_valid[p], cross, u)
+        query_state = _weigh(query_attention[p], query_valid, cross, v)
+        uniform[p, 0] = cross and image_state == UNIFORM
+        uniform[p, 1] = cross and query_state == UNIFORM
+        if NO_VALID_CELL in (image_state, query_state):
             continue
-        for i in range(rx):
-            for j in range(rq):
-                similarity[i, j] = values[p, i, j] * image_scales[p, i] * query_scales[j]
-                exponents[i, j] = (similarity[i, j] - np.float32(1)) * inverse
-        _exponentials(exponents.reshape(-1), bits, bits.view(np.float32))
-        for i in range(rx):
-            for j in range(rq):
-                kernel[i, j] = exponents[i, j]
-                transposed[j, i] = exponents[i, j]
+        similarity = similarities[p].reshape(-1)
+        for k in range(flat.size):
+            flat[k] = (similarity[k] - np.float32(1)) * inverse
+        _exponentials(flat, bits, whole)
+        _copy(exponentials, kernel)
+        _transpose(exponentials, transposed)
         iterations[p], error = _sinkhorn(kernel, transposed, u, v, a, b, row_sums, tolerance, limit)
         errors[p] = np.float32(error)
-        structural[p] = np.float32(_total(kernel, similarity, a, b, sums))
         if plans.shape[0] > 0:
-            for i in range(rx):
-                for j in range(rq):
-                    plans[p, i, j] = a[i] * kernel[i, j] * b[j]
+            _fill_plan(kernel, a, b, plans[p])
+        # sum_ij a_i (K_ij S_ij) b_j; K itself is not needed any more.
+        for k in range(flat.size):
+            flat[k] *= similarity[k]
+        _copy(exponentials, kernel)
+        _add_scaled_rows(kernel, a, column_sums)
+        structural[p] = _dot(column_sums, b)
 
 
 @compiled()
 def max_sim(
-    values: Floats,
-    image_scales: Floats,
-    query_scales: Floats,
+    similarities: Floats,
+    query_attention: Floats,
     image_valid: Mask,
     query_valid: Mask,
     cross: bool,
@@ -273,21 +281,18 @@ def max_sim(
     Inputs as in `transport`. Outputs: structural float32 [N], query_weights float32 [N, Rq], uniform bool [N, 2] and
     choices int32 [N, Rq], the image cell that each query cell takes, -1 where there is no valid one.
     """
-    n, rx, rq = values.shape[0], values.shape[1] - 1, values.shape[2] - 1
+    n, rx, rq = similarities.shape
     for p in range(n):
-        for j in range(rq):
-            query_weights[p, j] = values[p, rx, j] * query_scales[j] if cross else np.float32(0)
+        state = _weigh(query_attention[p], query_valid, cross, query_weights[p])
         uniform[p, 0] = False
-        state = _positive_weights(query_valid, query_weights[p])
         uniform[p, 1] = cross and state == UNIFORM
         total = np.float64(0)
         for j in range(rq):
             best = np.float32(-np.inf)
             choices[p, j] = -1
             for i in range(rx):
-                s = values[p, i, j] * image_scales[p, i] * query_scales[j]
-                if image_valid[p, i] and s > best:
-                    best = s
+                if image_valid[p, i] and similarities[p, i, j] > best:
+                    best = similarities[p, i, j]
                     choices[p, j] = i
             if choices[p, j] >= 0:
                 total += np.float64(query_weights[p, j]) * np.float64(best)
@@ -295,17 +300,14 @@ def max_sim(
 
 
 @compiled()
-def same_cell(
-    values: Floats, image_scales: Floats, query_scales: Floats, image_valid: Mask, query_valid: Mask, structural: Floats
-) -> None:
+def same_cell(similarities: Floats, image_valid: Mask, query_valid: Mask, structural: Floats) -> None:
     """Fill structural float32 [N] with the mean of S_ii over cells valid on both sides; inputs as in `transport`."""
-    n, cells = values.shape[0], values.shape[1] - 1
-    for p in range(n):
+    for p in range(similarities.shape[0]):
         total = np.float64(0)
         count = 0
-        for i in range(cells):
+        for i in range(similarities.shape[1]):
             if image_valid[p, i] and query_valid[i]:
-                total += np.float64(values[p, i, i] * image_scales[p, i] * query_scales[i])
+                total += np.float64(similarities[p, i, i])
                 count += 1
         structural[p] = np.float32(total / count) if count else np.float32(0)
 
@@ -354,35 +356,47 @@ def round_embeddings(embeddings: Floats, scales: Floats, rounded: Bytes, readabl
 
 
 @compiled()
-def multiply_bytes(cells: Bytes, embeddings: Bytes, panels: Bytes, values: Floats) -> None:
-    """Fill values float32 [N, Rx + 1, C] with the products of cells int8 [N, Rx, D] and embeddings int8 [N, D].
+def multiply_bytes(
+    cells: Bytes,
+    embeddings: Bytes,
+    panels: Bytes,
+    image_scales: Floats,
+    query_scales: Floats,
+    similarities: Floats,
+    image_attention: Floats,
+    query_attention: Floats,
+) -> None:
+    """Fill the outputs of products.Products from cells int8 [N, Rx, D], embeddings int8 [N, D] and the packed query.
 
-    The C columns are packed as in vnni.py, which says what this needs of the processor and of D.
+    `panels` holds the query's Rq cells and its embedding, packed as in vnni.py, which says what this needs of the
+    processor and of D.
     """
     n, rx, dim = cells.shape
-    columns = values.shape[2]
+    rq = query_scales.size
     width = panels.shape[0] * vnni.PANEL
     sums = np.empty((rx + 1, width), np.int32)
-    row_bytes, sum_bytes, steps = dim, width * 4, dim // vnni.BYTES_PER_STEP
-    panel_bytes = steps * vnni.PANEL_STEP_BYTES
+    sum_bytes, steps = width * 4, dim // vnni.BYTES_PER_STEP
     for p in range(n):
         for panel in range(panels.shape[0]):
-            address = panels.ctypes.data + panel * panel_bytes
+            columns = panels.ctypes.data + panel * steps * vnni.PANEL_STEP_BYTES
             place = sums.ctypes.data + panel * vnni.PANEL * 4
             rows = cells.ctypes.data + p * rx * dim
             i = 0
             while i + 4 <= rx:
-                vnni.multiply_four_rows(rows + i * dim, row_bytes, address, steps, place + i * sum_bytes, sum_bytes)
+                vnni.multiply_four_rows(rows + i * dim, dim, columns, steps, place + i * sum_bytes, sum_bytes)
                 i += 4
             while i < rx:
-                vnni.multiply_row(rows + i * dim, row_bytes, address, steps, place + i * sum_bytes, sum_bytes)
+                vnni.multiply_row(rows + i * dim, dim, columns, steps, place + i * sum_bytes, sum_bytes)
                 i += 1
             last = embeddings.ctypes.data + p * dim
-            vnni.multiply_row(last, row_bytes, address, steps, place + rx * sum_bytes, sum_bytes)
-        for i in range(rx + 1):
+            vnni.multiply_row(last, dim, columns, steps, place + rx * sum_bytes, sum_bytes)
+        for i in range(rx):
             added = sums[i, width - 1]
-            for j in range(columns):
-                values[p, i, j] = np.float32(sums[i, j] - added)
+            for j in range(rq):
+                similarities[p, i, j] = np.float32(sums[i, j] - added) * image_scales[p, i] * query_scales[j]
+            image_attention[p, i] = np.float32(sums[i, rq] - added) * image_scales[p, i]
+        for j in range(rq):
+            query_attention[p, j] = np.float32(sums[rx, j] - sums[rx, width - 1]) * query_scales[j]
 
 
 @compiled()

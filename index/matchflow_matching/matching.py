@@ -160,7 +160,7 @@ def explain(
     plan = plans[0]
     return MatchingFlow(
         plan=plan,
-        similarities=products.values[0, :-1, :-1] * products.image_scales[0][:, None] * products.query_scales[None, :],
+        similarities=products.similarities[0],
         image_weights=plan.sum(axis=1),
         query_weights=plan.sum(axis=0),
     )
@@ -257,11 +257,11 @@ class _Outputs:
 def _transport(
     products: Products, settings: MatchSettings, outputs: _Outputs, plans: NDArray[np.float32] | None
 ) -> None:
-    _, rows, columns = products.values.shape
+    _, rows, columns = products.similarities.shape
     kernels.transport(
-        products.values,
-        products.image_scales,
-        products.query_scales,
+        products.similarities,
+        products.image_attention,
+        products.query_attention,
         products.image_valid,
         products.query_valid,
         settings.marginals is Marginals.CROSS_CORRELATION,
@@ -272,18 +272,17 @@ def _transport(
         outputs.iterations,
         outputs.errors,
         outputs.uniform,
-        np.empty((0, rows - 1, columns - 1), np.float32) if plans is None else plans,
+        np.empty((0, rows, columns), np.float32) if plans is None else plans,
     )
 
 
 def _max_sim(products: Products, settings: MatchSettings, outputs: _Outputs, plans: NDArray[np.float32] | None) -> None:
-    n, _, columns = products.values.shape
-    weights = np.empty((n, columns - 1), np.float32)
-    choices = np.empty((n, columns - 1), np.int32)
+    n, _, columns = products.similarities.shape
+    weights = np.empty((n, columns), np.float32)
+    choices = np.empty((n, columns), np.int32)
     kernels.max_sim(
-        products.values,
-        products.image_scales,
-        products.query_scales,
+        products.similarities,
+        products.query_attention,
         products.image_valid,
         products.query_valid,
         settings.marginals is Marginals.CROSS_CORRELATION,
@@ -298,20 +297,11 @@ def _max_sim(products: Products, settings: MatchSettings, outputs: _Outputs, pla
 
 
 def _same_cell(products: Products, outputs: _Outputs, plans: NDArray[np.float32] | None) -> None:
-    _, rows, columns = products.values.shape
+    _, rows, columns = products.similarities.shape
     if rows != columns:
-        raise FeaturesInvalidError(
-            f"same_cell needs as many image cells as query cells; got {rows - 1} and {columns - 1}"
-        )
-    kernels.same_cell(
-        products.values,
-        products.image_scales,
-        products.query_scales,
-        products.image_valid,
-        products.query_valid,
-        outputs.structural,
-    )
+        raise FeaturesInvalidError(f"same_cell needs as many image cells as query cells; got {rows} and {columns}")
+    kernels.same_cell(products.similarities, products.image_valid, products.query_valid, outputs.structural)
     if plans is not None:
         valid = products.image_valid & products.query_valid
-        diagonal = np.arange(rows - 1)
+        diagonal = np.arange(rows)
         plans[:, diagonal, diagonal] = valid / np.maximum(1, valid.sum(axis=1, keepdims=True))

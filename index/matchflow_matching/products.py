@@ -22,25 +22,43 @@ if TYPE_CHECKING:
 
     from matchflow_matching.features import FeatureBatch, Features
 
+    # Similarities, image_attention and query_attention, as in Products.
+    Scaled = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+
 EXACT_IN_FLOAT32 = (2**24 - 1) // INT8_MAX**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Products:
-    """Integer products of N candidates with a query.
+    """What every way to match consumes, for N candidates and a query.
 
-    values: float32 [N, Rx + 1, Rq + 1]; the last row belongs to the candidate's global vector, the last column to the
-    query's. S[n, i, j] = values[n, i, j] * image_scales[n, i] * query_scales[j].
-    image_scales float32 [N, Rx], query_scales float32 [Rq]; image_valid bool [N, Rx], query_valid bool [Rq];
-    readable bool [N]: false where a candidate holds a number that is not finite.
+    similarities: S float32 [N, Rx, Rq]. image_attention float32 [N, Rx] and query_attention float32 [N, Rq]: <g_q, z_x>
+    and <g_x, z_q> times a positive factor per image, which cancels when they are normalised.
+    image_valid bool [N, Rx], query_valid bool [Rq]; readable bool [N]: false where a candidate holds a number that is
+    not finite, and all its products are zero.
     """
 
-    values: NDArray[np.float32]
-    image_scales: NDArray[np.float32]
-    query_scales: NDArray[np.float32]
+    similarities: NDArray[np.float32]
+    image_attention: NDArray[np.float32]
+    query_attention: NDArray[np.float32]
     image_valid: NDArray[np.bool_]
     query_valid: NDArray[np.bool_]
     readable: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operands:
+    """The two matrices and their scales.
+
+    cells int8 [N, Rx, D], embeddings int8 [N, D] (whole_numbers), columns int8 [Rq + 1, D] (the query's cells and its
+    embedding), image_scales float32 [N, Rx], query_scales float32 [Rq].
+    """
+
+    cells: NDArray[np.int8]
+    embeddings: NDArray[np.int8]
+    columns: NDArray[np.int8]
+    image_scales: NDArray[np.float32]
+    query_scales: NDArray[np.float32]
 
 
 def multiply(
@@ -56,14 +74,21 @@ def multiply(
     check_pair(query, candidates)
     query_valid = _mask(query_mask, query.scales.shape, "query_mask")
     image_valid = _mask(image_masks, candidates.scales.shape, "image_masks")
-    image_scales = candidates.scales.astype(np.float32)
+    image_scales = candidates.scales.astype(np.float32, order="C")
     embeddings, readable = _rounded(candidates.embeddings, image_scales)
-    columns = np.concatenate([query.cells, whole_numbers(query.embedding[None])])
-    bytewise = vnni.is_available() and columns.shape[1] % vnni.BYTES_PER_STEP == 0
-    return Products(
-        values=(by_bytes if bytewise else by_blas)(plain(candidates.cells), embeddings, columns),
+    operands = Operands(
+        cells=plain(candidates.cells),
+        embeddings=embeddings,
+        columns=np.concatenate([query.cells, whole_numbers(query.embedding[None])]),
         image_scales=image_scales,
         query_scales=query.scales.astype(np.float32),
+    )
+    bytewise = vnni.is_available() and len(query.embedding) % vnni.BYTES_PER_STEP == 0
+    similarities, image_attention, query_attention = (by_bytes if bytewise else by_blas)(operands)
+    return Products(
+        similarities=similarities,
+        image_attention=image_attention,
+        query_attention=query_attention,
         image_valid=image_valid,
         query_valid=query_valid,
         readable=readable,
@@ -112,23 +137,36 @@ def _rounded(
     return rounded, readable
 
 
-def by_blas(cells: NDArray[np.int8], embeddings: NDArray[np.int8], columns: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Return float32 [N, Rx + 1, C] of cells int8 [N, Rx, D], embeddings int8 [N, D] and columns int8 [C, D]."""
-    n, rx, dim = cells.shape
+def by_blas(operands: Operands) -> Scaled:
+    """Multiply by BLAS."""
+    n, rx, dim = operands.cells.shape
+    rq = len(operands.query_scales)
     rows = np.empty((n, rx + 1, dim), dtype=np.float32 if dim <= EXACT_IN_FLOAT32 else np.float64)
-    rows[:, :rx] = cells
-    rows[:, rx] = embeddings
-    product = rows.reshape(n * (rx + 1), dim) @ columns.astype(rows.dtype).T
-    values: NDArray[np.float32] = product.reshape(n, rx + 1, len(columns)).astype(np.float32, copy=False)
-    return values
+    rows[:, :rx] = operands.cells
+    rows[:, rx] = operands.embeddings
+    product = rows.reshape(n * (rx + 1), dim) @ operands.columns.astype(rows.dtype).T
+    whole = product.reshape(n, rx + 1, rq + 1).astype(np.float32, copy=False)
+    return (
+        whole[:, :rx, :rq] * operands.image_scales[:, :, None] * operands.query_scales,
+        whole[:, :rx, rq] * operands.image_scales,
+        whole[:, rx, :rq] * operands.query_scales,
+    )
 
 
-def by_bytes(cells: NDArray[np.int8], embeddings: NDArray[np.int8], columns: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Return the same numbers as `by_blas` by the processor's byte products; see vnni.py for when it can."""
-    n, rx, _ = cells.shape
-    values = np.empty((n, rx + 1, len(columns)), np.float32)
-    kernels.multiply_bytes(cells, embeddings, vnni.pack(columns), values)
-    return values
+def by_bytes(operands: Operands) -> Scaled:
+    """Multiply by the processor's byte products, to the same bits as `by_blas`; see vnni.py for when it can."""
+    n, rx, _ = operands.cells.shape
+    rq = len(operands.query_scales)
+    scaled = (np.empty((n, rx, rq), np.float32), np.empty((n, rx), np.float32), np.empty((n, rq), np.float32))
+    kernels.multiply_bytes(
+        operands.cells,
+        operands.embeddings,
+        vnni.pack(operands.columns),
+        operands.image_scales,
+        operands.query_scales,
+        *scaled,
+    )
+    return scaled
 
 
 def whole_numbers(embeddings: NDArray[np.float32]) -> NDArray[np.int8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matchflow_matching import FeatureBatch, MatchMode, MatchSettings, kernels, match, vectors, vnni
-from matchflow_matching.products import by_blas, by_bytes
+from matchflow_matching.products import Operands, by_blas, by_bytes
 from matching_strategies import random_batch
 
 if TYPE_CHECKING:
@@ -32,6 +33,17 @@ def unpacked(panels: NDArray[np.uint8], columns: int) -> NDArray[np.int16]:
     return flat[:columns]
 
 
+def random_operands(seed: int, n: int, rows: int, columns: int, dim: int) -> Operands:
+    rng = np.random.default_rng(seed)
+    return Operands(
+        cells=random_bytes(rng, n, rows, dim),
+        embeddings=random_bytes(rng, n, dim),
+        columns=random_bytes(rng, columns + 1, dim),
+        image_scales=rng.random((n, rows)).astype(np.float32),
+        query_scales=rng.random(columns).astype(np.float32),
+    )
+
+
 @few
 @given(
     seed=st.integers(0, 2**32),
@@ -41,10 +53,16 @@ def unpacked(panels: NDArray[np.uint8], columns: int) -> NDArray[np.int16]:
     dim=st.integers(1, 40),
 )
 def test_blas_multiplies_whole_numbers_exactly(seed: int, n: int, rows: int, columns: int, dim: int) -> None:
-    rng = np.random.default_rng(seed)
-    cells, last, right = random_bytes(rng, n, rows, dim), random_bytes(rng, n, dim), random_bytes(rng, columns, dim)
-    stacked = np.concatenate([cells, last[:, None]], axis=1).astype(np.int64)
-    assert np.array_equal(by_blas(cells, last, right), stacked @ right.astype(np.int64).T)
+    operands = replace(
+        random_operands(seed, n, rows, columns, dim),
+        image_scales=np.ones((n, rows), np.float32),
+        query_scales=np.ones(columns, np.float32),
+    )
+    similarities, image_attention, query_attention = by_blas(operands)
+    cells, right = operands.cells.astype(np.int64), operands.columns.astype(np.int64)
+    assert np.array_equal(similarities, cells @ right[:-1].T)
+    assert np.array_equal(image_attention, cells @ right[-1])
+    assert np.array_equal(query_attention, operands.embeddings.astype(np.int64) @ right[:-1].T)
 
 
 @needs_vnni
@@ -56,20 +74,24 @@ def test_blas_multiplies_whole_numbers_exactly(seed: int, n: int, rows: int, col
     columns=st.integers(1, 70),
     steps=st.integers(1, 40),
 )
-def test_bytes_multiply_to_what_blas_gives(seed: int, n: int, rows: int, columns: int, steps: int) -> None:
-    rng = np.random.default_rng(seed)
-    dim = steps * vnni.BYTES_PER_STEP
-    arguments = random_bytes(rng, n, rows, dim), random_bytes(rng, n, dim), random_bytes(rng, columns, dim)
-    assert np.array_equal(by_bytes(*arguments), by_blas(*arguments))
+def test_bytes_multiply_to_the_bits_that_blas_gives(seed: int, n: int, rows: int, columns: int, steps: int) -> None:
+    operands = random_operands(seed, n, rows, columns, steps * vnni.BYTES_PER_STEP)
+    for ours, theirs in zip(by_bytes(operands), by_blas(operands), strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 @needs_vnni
 def test_bytes_multiply_exactly_at_the_extremes() -> None:
     for dim in (1040, 2048):
         for left, right in ((127, 127), (-127, 127), (127, -127), (-127, -127), (-128, -128)):
-            cells = np.full((2, 5, dim), left, np.int8)
-            columns = np.full((17, dim), right, np.int8)
-            assert (by_bytes(cells, cells[:, 0], columns) == left * right * dim).all()
+            operands = Operands(
+                cells=np.full((2, 5, dim), left, np.int8),
+                embeddings=np.full((2, dim), left, np.int8),
+                columns=np.full((17, dim), right, np.int8),
+                image_scales=np.ones((2, 5), np.float32),
+                query_scales=np.ones(16, np.float32),
+            )
+            assert all((part == left * right * dim).all() for part in by_bytes(operands))
 
 
 @few
