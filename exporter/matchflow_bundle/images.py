@@ -70,7 +70,7 @@ def decode_image(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = M
     kind = image_format(data)
     if kind is None:
         formats = ", ".join(ImageFormat)
-        raise ImageUnreadableError(f"expected an image ({formats}); got {len(data)} bytes starting {data[:8]!r}")
+        raise ImageUnreadableError(f"expected an image ({formats}); got {len(data)} bytes of something else")
     try:
         with _silence(kind):
             return _decode(data, kind, max_pixels)

@@ -167,7 +167,7 @@ def rerank(shortlist: Shortlist, query: SearchQuery) -> tuple[list[_Scored], int
     if query.settings is not None and reranks(query):
         depth = min(query.depth, len(shortlist.records))
         for start in range(0, depth, CHUNK):
-            if query.deadline is not None and time.monotonic() >= query.deadline:
+            if is_late(query):
                 break
             candidates = shortlist.features.take(slice(start, min(start + CHUNK, depth)))
             matches = match(query.features, candidates, query.settings)
@@ -176,6 +176,11 @@ def rerank(shortlist: Shortlist, query: SearchQuery) -> tuple[list[_Scored], int
     rest = [_Scored(rank=k, score=float(shortlist.cosines[k])) for k in range(len(done), len(shortlist.records))]
     done.sort(key=lambda scored: (-scored.score, shortlist.records[scored.rank].image_id))
     return done + rest, len(done)
+
+
+def is_late(query: SearchQuery) -> bool:
+    """Tell whether the query's deadline has passed."""
+    return query.deadline is not None and time.monotonic() >= query.deadline
 
 
 def rerank_state(query: SearchQuery, depth_done: int, depth: int) -> RerankState:
@@ -204,7 +209,8 @@ def describe(shortlist: Shortlist, query: SearchQuery, scored: _Scored) -> Hit:
         )
     structural = float(matches.structural[scored.row])
     flows: list[Flow] = []
-    if query.max_flows:
+    # Flows are the first thing to go without when time is up; the residual then says that all is left unexplained.
+    if query.max_flows and not is_late(query):
         plan = explain(query.features, shortlist.features[scored.rank], query.settings)
         flows = top_flows(plan, query.max_flows)
     return Hit(

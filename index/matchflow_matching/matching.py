@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from matchflow_matching import kernels
+from matchflow_matching import kernels, product_kernels
 from matchflow_matching.errors import FeaturesInvalidError, SettingsInvalidError
 from matchflow_matching.features import FeatureBatch, Features
 from matchflow_matching.products import Products, multiply, plain
@@ -140,7 +140,7 @@ def match(
 def global_cosines(embedding: NDArray[np.float32], embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the cosines float32 [N] of embedding [D] with embeddings [N, D], bit-equal to those of `match`."""
     cosines = np.empty(len(embeddings), np.float32)
-    kernels.cosines(plain(embedding), plain(embeddings), cosines)
+    product_kernels.cosines(plain(embedding), plain(embeddings), cosines)
     return cosines
 
 

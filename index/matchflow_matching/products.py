@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matchflow_matching import kernels, vnni
+from matchflow_matching import product_kernels, vnni
 from matchflow_matching.errors import FeaturesInvalidError
 from matchflow_matching.features import INT8_MAX
 
@@ -133,7 +133,7 @@ def _rounded(
     embeddings: NDArray[np.float32], scales: NDArray[np.float32]
 ) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
     rounded, readable = np.empty(embeddings.shape, np.int8), np.empty(len(embeddings), np.bool_)
-    kernels.round_embeddings(plain(embeddings), scales, rounded, readable)
+    product_kernels.round_embeddings(plain(embeddings), scales, rounded, readable)
     return rounded, readable
 
 
@@ -158,7 +158,7 @@ def by_bytes(operands: Operands) -> Scaled:
     n, rx, _ = operands.cells.shape
     rq = len(operands.query_scales)
     scaled = (np.empty((n, rx, rq), np.float32), np.empty((n, rx), np.float32), np.empty((n, rq), np.float32))
-    kernels.multiply_bytes(
+    product_kernels.multiply_bytes(
         operands.cells,
         operands.embeddings,
         vnni.pack(operands.columns),

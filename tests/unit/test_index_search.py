@@ -177,6 +177,19 @@ def test_a_deadline_in_the_middle_keeps_what_was_matched(
     assert [hit.coarse_rank for hit in answer.hits[answer.depth_done :]] == list(range(answer.depth_done, 150))
 
 
+def test_a_deadline_after_matching_leaves_out_flows_and_says_that_nothing_is_explained(
+    gallery: Gallery, query: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gallery.search(SearchQuery(features=query, depth=search_module.CHUNK))
+    monkeypatch.setattr(search_module, "time", ScriptedClock())
+    # One look at the clock before the only chunk, one per hit afterwards.
+    answer = gallery.search(SearchQuery(features=query, depth=search_module.CHUNK, deadline=3.5))
+    assert answer.rerank_state is RerankState.COMPLETE
+    assert [hit.score for hit in answer.hits] == [hit.score for hit in whole.hits]
+    assert [bool(hit.flows) for hit in answer.hits] == [True, True] + [False] * 8
+    assert all(hit.residual == hit.structural for hit in answer.hits[2:])
+
+
 def test_a_deadline_that_is_kept_changes_nothing(gallery: Gallery, query: Features) -> None:
     relaxed = gallery.search(SearchQuery(features=query, deadline=math.inf))
     assert relaxed.hits == gallery.search(SearchQuery(features=query)).hits

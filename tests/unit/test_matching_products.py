@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matchflow_matching import FeatureBatch, MatchMode, MatchSettings, kernels, match, vectors, vnni
+from matchflow_matching import FeatureBatch, MatchMode, MatchSettings, kernels, match, product_kernels, vectors, vnni
+from matchflow_matching.compiling import compiled
 from matchflow_matching.products import Operands, by_blas, by_bytes
 from matching_strategies import random_batch
 
@@ -157,13 +159,21 @@ def test_only_the_images_with_numbers_that_are_not_finite_are_unreadable(seed: i
     embeddings[1, rng.integers(dim)] = poison
     scales[3, rng.integers(19)] = poison
     rounded, readable = np.empty((5, dim), np.int8), np.empty(5, np.bool_)
-    kernels.round_embeddings(embeddings, scales, rounded, readable)
+    product_kernels.round_embeddings(embeddings, scales, rounded, readable)
     assert readable.tolist() == [True, False, True, False, True]
     assert not rounded[[1, 3]].any()
     assert not scales[[1, 3]].any()
     for p in (0, 2, 4):
         factor = np.float32(127) / np.abs(embeddings[p]).max()
         assert np.array_equal(rounded[p], np.rint(embeddings[p] * factor).astype(np.int8))
+
+
+def test_without_a_folder_to_keep_it_in_a_kernel_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: object, **__: object) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(numba.core.dispatcher.Dispatcher, "enable_caching", nowhere)
+    assert compiled()(lambda value: value / 0.0)(1.0) == np.inf
 
 
 def test_candidates_of_any_memory_layout_score_alike() -> None:
