@@ -61,6 +61,8 @@ class GalleryStore:
         if not read_only:
             try:
                 path.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise StoreUnavailableError(f"a store is a folder; {path} is a file") from error
             except OSError as error:
                 raise StoreUnavailableError(f"{path} can't be created: {error}") from error
             lock = WriterLock(path / "writer.lock")

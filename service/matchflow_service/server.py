@@ -123,7 +123,10 @@ class MatchflowServer:
         try:
             self._bound_port = server.add_insecure_port(address)
         except RuntimeError as error:
-            raise StartError(f"can't listen on {address}: {error}; is another server running there?") from error
+            # gRPC's own text says nothing more than that it failed.
+            raise StartError(
+                f"can't listen on {address}: is the host one of this machine's, and is no other server on that port?"
+            ) from error
         return server
 
     def _add_services(self, server: grpc.aio.Server, store: GalleryStore, workers: Workers) -> None:
