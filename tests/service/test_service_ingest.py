@@ -31,6 +31,7 @@ from matchflow.v1 import gallery_pb2, ingest_pb2, search_pb2, types_pb2
 from matchflow_index import Gallery, ImageRejectedError, KnownImage, StoreUnavailableError
 from matchflow_service import ingest_stream
 from matchflow_service.images import ImageReader
+from matchflow_service.ingest_stream import MAX_ITEMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -378,7 +379,7 @@ def test_the_stream_pushes_back_while_the_encoder_is_busy(api: Api, server: Runn
     with gated(server) as gate:
         answers = api.ingest.IngestImages(items(), timeout=LIMIT_S)
         assert gate.entered.wait(LIMIT_S)
-        eventually(lambda: server.queue.queued > 0)
+        eventually(lambda: len(sent) >= MAX_ITEMS)
         assert server.queue.queued <= server.settings.encoder_queue_size
         assert len(sent) < count
         answers.cancel()

@@ -110,6 +110,22 @@ def test_what_gathers_behind_a_running_batch_goes_together() -> None:
     assert run(work).batch_sizes == [1, 3]
 
 
+def test_a_thread_takes_the_next_full_batches_while_the_loop_is_busy() -> None:
+    async def work(queue: EncoderQueue, encoder: CountingEncoder) -> None:
+        encoder.gate.clear()
+        calls = [asyncio.ensure_future(queue.encode(images(0, 1, 2, 3))) for _ in range(3)]
+        calls.append(asyncio.ensure_future(queue.encode(images(1, 2))))
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        # Blocks the loop on purpose. A batch that is not full is the loop's to start.
+        assert all(encoder.entered.acquire(timeout=LIMIT_S) for _ in range(3))
+        assert queue.queued == 2
+        results = await asyncio.gather(*calls)
+        assert [len(result) for result in results] == [4, 4, 4, 2]
+
+    assert run(work).batch_sizes == [4, 4, 4, 2]
+
+
 def test_as_many_batches_run_at_once_as_there_are_threads() -> None:
     async def work(queue: EncoderQueue, encoder: CountingEncoder) -> None:
         encoder.gate.clear()
