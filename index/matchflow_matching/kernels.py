@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from matchflow_matching import vectors
-from matchflow_matching.compiling import ROUNDER, ROUNDER_BITS, compiled
+from matchflow_matching.compiling import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,43 +16,15 @@ if TYPE_CHECKING:
     Integers = NDArray[np.int32]
     Mask = NDArray[np.bool_]
 
-LOG2_E = np.float32(1.4426950408889634)
-LN2_HIGH = np.float32(0.693359375)
-LN2_LOW = np.float32(-2.12194440e-4)
-# exp(-87) is near the smallest normal float32. Unit cells give exponents up to 0 and rounding; more is a damaged scale.
-LOWEST_EXPONENT = np.float32(-87.0)
-HIGHEST_EXPONENT = np.float32(80.0)
-
 _padded = compiled(inline="always")(vectors.padded)
 
 ATTENTIVE, UNIFORM, NO_VALID_CELL = 0, 1, 2
 
 
 @compiled(inline="always")
-def _exponentials(values: Floats, bits: Integers, whole: Floats) -> None:
-    """Replace values by exp(values), float32, clamped to [-87, 80]; Cody-Waite reduction, degree-6 Taylor polynomial.
-
-    |r| <= ln2 / 2, so the first dropped term is r^7 / 5040 <= 1.2e-7. `bits` int32 and `whole` are scratch that share
-    their memory.
-    """
-    for k in range(values.size):
-        x = min(max(values[k], LOWEST_EXPONENT), HIGHEST_EXPONENT)
-        values[k] = x
-        whole[k] = x * LOG2_E + ROUNDER
-    for k in range(values.size):
-        n = whole[k] - ROUNDER
-        r = (values[k] - n * LN2_HIGH) - n * LN2_LOW
-        p = np.float32(1 / 720)
-        p = p * r + np.float32(1 / 120)
-        p = p * r + np.float32(1 / 24)
-        p = p * r + np.float32(1 / 6)
-        p = p * r + np.float32(0.5)
-        p = p * r + np.float32(1.0)
-        p = p * r + np.float32(1.0)
-        values[k] = p
-        bits[k] = (bits[k] - ROUNDER_BITS + np.int32(127)) << np.int32(23)
-    for k in range(values.size):
-        values[k] = values[k] * whole[k]
+def _exponentials(values: Floats) -> None:
+    """Replace float32 values by their exponentials; their number is a multiple of 16."""
+    vectors.exponentials(values.ctypes.data, values.size)
 
 
 @compiled(inline="always")
@@ -111,6 +83,25 @@ def _violation(a: Floats, row_sums: Floats, u: Floats) -> float:
     return np.float64((e0 + e1) + (e2 + e3))
 
 
+@compiled(inline="always")
+def _divide_by_rows(matrix: Floats, factors: Floats, sums: Floats, targets: Floats, quotients: Floats) -> None:
+    """Do as _add_scaled_rows, and fill quotients [C] with targets [C] / sums, 0 where a sum is 0."""
+    rows, columns = matrix.shape
+    row_bytes = columns * vectors.FLOAT_BYTES
+    matrix_at, factors_at = matrix.ctypes.data, factors.ctypes.data
+    sums_at, targets_at, out_at = sums.ctypes.data, targets.ctypes.data, quotients.ctypes.data
+    j = 0
+    while j + vectors.WIDE <= columns:
+        at = j * vectors.FLOAT_BYTES
+        vectors.wide_quotients(matrix_at + at, row_bytes, rows, factors_at, sums_at + at, targets_at + at, out_at + at)
+        j += vectors.WIDE
+    if j < columns:
+        at = j * vectors.FLOAT_BYTES
+        vectors.narrow_quotients(
+            matrix_at + at, row_bytes, rows, factors_at, sums_at + at, targets_at + at, out_at + at
+        )
+
+
 @compiled()
 def _sinkhorn(
     kernel: Floats,
@@ -119,30 +110,29 @@ def _sinkhorn(
     v: Floats,
     a: Floats,
     b: Floats,
-    row_sums: Floats,
+    scratch: Floats,
     tolerance: float,
     limit: int,
 ) -> tuple[int, float]:
     """Solve one pair in place; return (iterations, L1 violation of the rows). See reference.sinkhorn.
 
-    u [Rx] and v [Rq] have their own size; all else is padded to multiples of 8, with zeros that stay zero.
+    All is padded to multiples of 8 with zeros, which stay zero; scratch is float32 [3, padded Rx or Rq].
     """
+    row_sums, column_sums, next_a = scratch[0], scratch[1], scratch[2]
     for j in range(v.size):
         b[j] = np.float32(1)
+    _divide_by_rows(transposed, b, row_sums, u, a)
     iterations = 0
     while True:
-        _add_scaled_rows(transposed, b, row_sums)
-        if iterations > 0:
-            error = _violation(a, row_sums, u)
-            # The negation also stops on NaN, which could otherwise run to the limit.
-            if not error > tolerance or iterations >= limit:
-                return iterations, error
-        for i in range(u.size):
-            a[i] = u[i] / row_sums[i]
-        _add_scaled_rows(kernel, a, b)
-        for j in range(v.size):
-            b[j] = v[j] / b[j]
+        _divide_by_rows(kernel, a, column_sums, v, b)
         iterations += 1
+        _divide_by_rows(transposed, b, row_sums, u, next_a)
+        error = _violation(a, row_sums, u)
+        # The negation also stops on NaN, which could otherwise run to the limit.
+        if not error > tolerance or iterations >= limit:
+            return iterations, error
+        for i in range(a.size):
+            a[i] = next_a[i]
 
 
 @compiled(inline="always")
@@ -182,7 +172,7 @@ def _fill_plan(kernel: Floats, a: Floats, b: Floats, plan: Floats) -> None:
 def _dot(first: Floats, second: Floats) -> np.float32:
     """Return the inner product, summed in float64."""
     total = np.float64(0)
-    for j in range(first.size):
+    for j in range(second.size):
         total += np.float64(first[j]) * np.float64(second[j])
     return np.float32(total)
 
@@ -211,39 +201,37 @@ def transport(
     side, query side fell back), and plans float32 [N, Rx, Rq], or [0, Rx, Rq] when no plan is wanted.
     """
     n, rx, rq = similarities.shape
-    u, v = np.empty(rx, np.float32), np.empty(rq, np.float32)
     rows, columns = _padded(rx), _padded(rq)
     kernel, transposed = np.zeros((rows, columns), np.float32), np.zeros((columns, rows), np.float32)
-    a, row_sums = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
-    b, column_sums = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
-    flat = np.empty(rx * rq, np.float32)
-    exponentials = flat.reshape(rx, rq)
-    bits = np.empty(rx * rq, np.int32)
-    whole = bits.view(np.float32)
+    u, a = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+    v, b = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
+    scratch = np.zeros((3, max(rows, columns)), np.float32)
+    flat = np.zeros(-(-rx * rq // vectors.WIDE) * vectors.WIDE, np.float32)
+    exponentials = flat[: rx * rq].reshape(rx, rq)
     inverse = np.float32(1.0 / epsilon)
     for p in range(n):
-        image_state = _weigh(image_attention[p], image_valid[p], cross, u)
-        query_state = _weigh(query_attention[p], query_valid, cross, v)
+        image_state = _weigh(image_attention[p], image_valid[p], cross, u[:rx])
+        query_state = _weigh(query_attention[p], query_valid, cross, v[:rq])
         uniform[p, 0] = cross and image_state == UNIFORM
         uniform[p, 1] = cross and query_state == UNIFORM
         if NO_VALID_CELL in (image_state, query_state):
             continue
         similarity = similarities[p].reshape(-1)
-        for k in range(flat.size):
+        for k in range(similarity.size):
             flat[k] = (similarity[k] - np.float32(1)) * inverse
-        _exponentials(flat, bits, whole)
+        _exponentials(flat)
         _copy(exponentials, kernel)
         _transpose(exponentials, transposed)
-        iterations[p], error = _sinkhorn(kernel, transposed, u, v, a, b, row_sums, tolerance, limit)
+        iterations[p], error = _sinkhorn(kernel, transposed, u, v, a, b, scratch, tolerance, limit)
         errors[p] = np.float32(error)
         if plans.shape[0] > 0:
             _fill_plan(kernel, a, b, plans[p])
         # sum_ij a_i (K_ij S_ij) b_j; K itself is not needed any more.
-        for k in range(flat.size):
+        for k in range(similarity.size):
             flat[k] *= similarity[k]
         _copy(exponentials, kernel)
-        _add_scaled_rows(kernel, a, column_sums)
-        structural[p] = _dot(column_sums, b)
+        _add_scaled_rows(kernel, a, scratch[1])
+        structural[p] = _dot(scratch[1], b)
 
 
 @compiled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -220,9 +221,12 @@ def _score(
             _same_cell(products, outputs, plans)
         case MatchMode.COSINE:
             pass
-    readable = products.readable & np.isfinite(outputs.cosine) & np.isfinite(outputs.structural)
-    outputs.cosine[~readable] = UNREADABLE_SCORE
-    outputs.structural[~readable] = UNREADABLE_SCORE
+    readable = products.readable
+    # A sum is finite only when all its terms are.
+    if not (readable.all() and math.isfinite((outputs.cosine + outputs.structural).sum(dtype=np.float64))):
+        readable = readable & np.isfinite(outputs.cosine) & np.isfinite(outputs.structural)
+        outputs.cosine[~readable] = UNREADABLE_SCORE
+        outputs.structural[~readable] = UNREADABLE_SCORE
     return Matches(
         cosine=outputs.cosine,
         structural=outputs.structural,

@@ -65,6 +65,21 @@ def round_embeddings(embeddings: Floats, scales: Floats, rounded: Bytes, readabl
 
 
 @compiled()
+def pack(columns: Bytes) -> Bytes:
+    """Return columns int8 [C, D], D a multiple of 4, as panels uint8 [ceil((C + 1) / 32), D / 4, 32, 4]; see vnni.py.
+
+    At least the last column of the last panel is zero before the offset.
+    """
+    count, dim = columns.shape
+    panels = np.full((count // vnni.PANEL + 1, dim // 4, vnni.PANEL, 4), vnni.OFFSET, np.uint8)
+    for column in range(count):
+        panel, place = column // vnni.PANEL, column % vnni.PANEL
+        for k in range(dim):
+            panels[panel, k // 4, place, k % 4] = np.uint8(columns[column, k] + vnni.OFFSET)
+    return panels
+
+
+@compiled()
 def multiply_bytes(
     cells: Bytes,
     embeddings: Bytes,

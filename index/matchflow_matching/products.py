@@ -161,7 +161,7 @@ def by_bytes(operands: Operands) -> Scaled:
     product_kernels.multiply_bytes(
         operands.cells,
         operands.embeddings,
-        vnni.pack(operands.columns),
+        product_kernels.pack(operands.columns),
         operands.image_scales,
         operands.query_scales,
         *scaled,

@@ -12,7 +12,6 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
@@ -20,7 +19,6 @@ from numba.extending import intrinsic
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
 
 LANES = 16
 BYTES_PER_STEP = 4
@@ -41,21 +39,6 @@ def is_available() -> bool:
     """Tell whether this processor has the instructions."""
     features = binding.get_host_cpu_features()
     return bool(features.get("avx512vnni") and features.get("avx512bw"))
-
-
-def pack(columns: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Return columns int8 [C, D], D a multiple of 4, as panels uint8 [ceil((C + 1) / 32), D / 4, 32, 4].
-
-    At least the last column of the last panel is zero before the offset.
-    """
-    count, dim = columns.shape
-    panels = np.full((count // PANEL + 1, dim // BYTES_PER_STEP, PANEL, BYTES_PER_STEP), OFFSET, np.uint8)
-    # Flipping the sign bit of a byte adds 128.
-    shifted = (columns.view(np.uint8) ^ np.uint8(OFFSET)).reshape(count, -1, BYTES_PER_STEP)
-    for panel in range(len(panels)):
-        part = shifted[panel * PANEL : (panel + 1) * PANEL]
-        panels[panel, :, : len(part)] = part.transpose(1, 0, 2)
-    return panels
 
 
 def _block(rows: int) -> Any:
