@@ -195,7 +195,7 @@ def test_a_store_that_is_not_there_cannot_be_opened_read_only(tmp_path: Path) ->
 
 def test_a_store_cannot_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StoreUnavailableError, match="a store is a folder; .*file is a file"):
+    with pytest.raises(StoreUnavailableError, match=r"a store is a folder; .*file is a file"):
         GalleryStore.open(tmp_path / "file")
     with pytest.raises(StoreUnavailableError, match="can't be created"):
         GalleryStore.open(tmp_path / "file" / "store")
