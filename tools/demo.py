@@ -191,11 +191,11 @@ def main() -> None:
     shown = OUT.relative_to(ROOT)
     console.print(f"pictures  {shown}/contact-sheet.png, {OVERLAYS} overlays {shown}/match-*.png")
     commands = (
-        f"serve --store {shown}/store --bundle {bundle.relative_to(ROOT)} &",
+        f"serve --store {shown}/store --bundle {bundle.relative_to(ROOT)}",
         f"search {queries[0].path.relative_to(ROOT)} --gallery {GALLERY} --overlays build/overlays",
         f"eval {GALLERY} --store {shown}/store --query-field designer",
     )
-    console.print("\nTry next (the demo's own server has stopped):")
+    console.print("\nTry next; the demo's own server has stopped, so serve in a terminal of its own:")
     for command in commands:
         console.print(f"  .venv/bin/matchflow {command}", soft_wrap=True, highlight=False)
 
