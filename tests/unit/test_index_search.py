@@ -74,6 +74,18 @@ def test_an_answer_is_what_sorting_everything_gives(data: st.DataObject, gallery
     assert [(hit.record.image_id, hit.score) for hit in answer.hits] == naive_search(new_images(150), query)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 31, 32, 33, 100, 149, 150, 1000])
+def test_every_depth_gives_a_permutation_of_the_coarse_list(gallery: Gallery, query: Features, depth: int) -> None:
+    coarse = gallery.search(SearchQuery(features=query, top_k=150, settings=None))
+    answer = gallery.search(SearchQuery(features=query, top_k=150, depth=depth, max_flows=0))
+    names = [hit.record.image_id for hit in coarse.hits]
+    assert [hit.coarse_rank for hit in coarse.hits] == list(range(150))
+    assert sorted(hit.coarse_rank for hit in answer.hits) == list(range(150))
+    assert all(names[hit.coarse_rank] == hit.record.image_id for hit in answer.hits)
+    assert {hit.coarse_rank for hit in answer.hits[:depth]} == set(range(min(depth, 150)))
+    assert [hit.coarse_rank for hit in answer.hits[depth:]] == list(range(depth, 150))
+
+
 def test_equal_images_come_in_order_of_their_ids_wherever_the_cut_is(tmp_path: Path, query: Features) -> None:
     with GalleryStore.open(tmp_path) as store:
         gallery = store.create(gallery_spec())
