@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from matchflow_matching import kernels, product_kernels
+from matchflow_matching import kernels, product_kernels, vnni
 from matchflow_matching.errors import FeaturesInvalidError, SettingsInvalidError
 from matchflow_matching.features import FeatureBatch, Features
 from matchflow_matching.products import Products, multiply, plain
@@ -193,13 +193,17 @@ def top_flows(flow: MatchingFlow, count: int) -> list[Flow]:
 
 def warm_up() -> None:
     """Compile every kernel, so that no request pays for it (seconds the first time; then from the cache on disk)."""
-    image = Features(
-        embedding=np.full(2, 0.5**0.5, np.float32), cells=np.ones((2, 2), np.int8), scales=np.ones(2, np.float16)
-    )
-    for mode in MatchMode:
-        # Memory layouts differ between one candidate and several, and each is compiled on its own.
-        match(image, FeatureBatch.stack([image, image]), MatchSettings(mode=mode))
-        explain(image, image, MatchSettings(mode=mode))
+    # Byte products take dimensions that are multiples of 4; all others go by BLAS.
+    for dim in (vnni.BYTES_PER_STEP, vnni.BYTES_PER_STEP + 1):
+        image = Features(
+            embedding=np.full(dim, dim**-0.5, np.float32),
+            cells=np.ones((2, dim), np.int8),
+            scales=np.ones(2, np.float16),
+        )
+        for mode in MatchMode:
+            # Memory layouts differ between one candidate and several, and each is compiled on its own.
+            match(image, FeatureBatch.stack([image, image]), MatchSettings(mode=mode))
+            explain(image, image, MatchSettings(mode=mode))
 
 
 def _score(

@@ -14,7 +14,6 @@ from PIL import Image
 from service_harness import (
     LIMIT_S,
     Api,
-    RunningServer,
     by_bytes,
     encoded,
     image_name,
@@ -23,7 +22,6 @@ from service_harness import (
     png,
     read_status,
     refusal_of,
-    settings_for,
 )
 
 from matchflow.v1 import gallery_pb2, model_pb2, types_pb2
@@ -31,7 +29,6 @@ from matchflow.v1 import gallery_pb2, model_pb2, types_pb2
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from matchflow_bundle import Bundle
 
 TOTAL = 1_000
 UNREADABLE, TOO_LARGE = "IMAGE_UNREADABLE", "IMAGE_TOO_LARGE"
@@ -223,21 +220,6 @@ def odd_images() -> list[OddImage]:
     while len(images) < TOTAL:
         images.append(OddImage(name=f"random {len(images)}", data=rng.bytes(777), reason=UNREADABLE))
     return images
-
-
-@pytest.fixture(scope="module")
-def server(sample_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    running = RunningServer(settings_for(sample_bundle, tmp_path_factory.mktemp("odd") / "store"))
-    running.start()
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def api(server: RunningServer) -> Iterator[Api]:
-    api = Api(server.target)
-    yield api
-    api.close()
 
 
 def judge(odd: OddImage, code: int, reason: str) -> str | None:
