@@ -9,7 +9,6 @@ import numpy as np
 from hypothesis import strategies as st
 
 from matchflow_matching import FeatureBatch, Marginals, MatchSettings, dequantise, quantise, reference
-from matchflow_matching.products import whole_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +39,7 @@ def pairs(draw: st.DrawFn) -> tuple[Features, FeatureBatch]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferencePair:
-    """What reference.py makes of one stored pair."""
+    """What reference.py makes of one stored pair; `similarity` is less the penalties of a spatial weight."""
 
     similarity: NDArray[np.float64]
     image_weights: NDArray[np.float64]
@@ -59,22 +58,27 @@ def reference_pair(
     query: Features,
     image: Features,
     settings: MatchSettings = SETTINGS,
+    *,
     query_mask: NDArray[np.bool_] | None = None,
     image_mask: NDArray[np.bool_] | None = None,
+    distances: NDArray[np.float64] | None = None,
 ) -> ReferencePair:
-    """Return the float64 solution for the stored int8 values."""
+    """Return the float64 solution for the stored int8 values; `distances` [Rx, Rq] are those of a spatial weight."""
     z_q = dequantise(FeatureBatch.stack([query]))[0].astype(np.float64)
     z_x = dequantise(FeatureBatch.stack([image]))[0].astype(np.float64)
     query_mask = np.ones(len(z_q), np.bool_) if query_mask is None else query_mask
     image_mask = np.ones(len(z_x), np.bool_) if image_mask is None else image_mask
-    g_q, g_x = whole_numbers(np.stack([query.embedding, image.embedding])).astype(np.float64)
+    g_q, g_x = query.embedding.astype(np.float64), image.embedding.astype(np.float64)
     if settings.marginals is Marginals.UNIFORM:
         u, u_uniform = reference.uniform_weights(image_mask), False
         v, v_uniform = reference.uniform_weights(query_mask), False
     else:
-        u, u_uniform = reference.cross_correlation_weights(z_x, g_q, image_mask)
-        v, v_uniform = reference.cross_correlation_weights(z_q, g_x, query_mask)
+        own = settings.marginals is Marginals.SELF_CORRELATION
+        u, u_uniform = reference.correlation_weights(z_x, g_x if own else g_q, image_mask)
+        v, v_uniform = reference.correlation_weights(z_q, g_q if own else g_x, query_mask)
     similarity = reference.similarities(z_x, z_q)
+    if distances is not None:
+        similarity = similarity - settings.spatial_weight * distances
     return ReferencePair(
         similarity=similarity,
         image_weights=u,

@@ -7,17 +7,48 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from matchflow_matching import Features, MatchMode, MatchSettings, explain, kernels, match, product_kernels, warm_up
+from matchflow_matching import (
+    CellGrid,
+    Features,
+    MatchSettings,
+    assignment_kernels,
+    bound_kernels,
+    exact_kernels,
+    explain,
+    explain_batch,
+    kernels,
+    log_kernels,
+    match,
+    product_kernels,
+    stripe_kernels,
+    warm_up,
+)
+from matchflow_matching.matchers import MATCHERS
 from matching_strategies import random_batch
 
 if TYPE_CHECKING:
     from matchflow_matching import FeatureBatch
 
+GRID = CellGrid(rows=4, columns=4)
+MODULES = (
+    assignment_kernels,
+    bound_kernels,
+    exact_kernels,
+    kernels,
+    log_kernels,
+    product_kernels,
+    stripe_kernels,
+)
+
 
 def compiled() -> dict[str, int]:
     """Return how many times each kernel has been compiled, for so many types of arguments."""
-    found = {**vars(kernels), **vars(product_kernels)}
-    return {name: len(kernel.signatures) for name, kernel in found.items() if hasattr(kernel, "signatures")}
+    return {
+        f"{module.__name__}.{name}": len(kernel.signatures)
+        for module in MODULES
+        for name, kernel in vars(module).items()
+        if hasattr(kernel, "signatures")
+    }
 
 
 def request_everything(batch: FeatureBatch) -> None:
@@ -33,10 +64,14 @@ def request_everything(batch: FeatureBatch) -> None:
     )
     frozen = np.ones((n, cells), np.bool_)
     frozen.setflags(write=False)
-    for mode in MatchMode:
+    every = [*map(MatchSettings.of, MATCHERS), MatchSettings(epsilon=0.006)]
+    for settings in every:
         for candidates in (batch, strided, strided.take(slice(2, 3)), strided.take(slice(0, 0))):
-            match(received, candidates, MatchSettings(mode=mode), image_masks=frozen[: len(candidates)])
-        explain(received, strided[3], MatchSettings(mode=mode))
+            masks = frozen[: len(candidates)]
+            match(received, candidates, settings, grid=GRID, image_masks=masks)
+            match(received, candidates, settings, grid=GRID, image_masks=masks, floor=0.5)
+            explain_batch(received, candidates, settings, grid=GRID, image_masks=masks)
+        explain(received, strided[3], settings, grid=GRID)
 
 
 def main() -> None:

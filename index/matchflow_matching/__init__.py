@@ -11,17 +11,17 @@ from matchflow_matching.features import (
 )
 from matchflow_matching.matching import (
     Flow,
-    Marginals,
     Matches,
     MatchingFlow,
-    MatchMode,
-    MatchSettings,
+    cell_shares,
     explain,
+    explain_batch,
     global_cosines,
     match,
     top_flows,
     warm_up,
 )
+from matchflow_matching.settings import Marginals, MatchMode, MatchSettings
 
 __all__ = [
     "CellGrid",
@@ -36,9 +36,11 @@ __all__ = [
     "MatchingError",
     "MatchingFlow",
     "SettingsInvalidError",
+    "cell_shares",
     "check_unit_length",
     "dequantise",
     "explain",
+    "explain_batch",
     "global_cosines",
     "match",
     "quantise",

@@ -2,7 +2,7 @@
 
 MatchingError
 ├── FeaturesInvalidError   features of a wrong shape, type or value
-└── SettingsInvalidError   a setting out of its range
+└── SettingsInvalidError   a setting out of its range, or not for this mode
 """
 
 from __future__ import annotations
@@ -17,4 +17,8 @@ class FeaturesInvalidError(MatchingError):
 
 
 class SettingsInvalidError(MatchingError):
-    """A setting is out of its range."""
+    """A setting is out of its range, or is one that the mode does not take; `field` is its name, where there is one."""
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field

@@ -1,4 +1,4 @@
-"""Compiled loops over pairs: each pair is worked on alone, in one fixed order of operations. See compiling.py."""
+"""Entropic transport, compiled: each pair is worked on alone, in one fixed order of operations. See compiling.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 _padded = compiled(inline="always")(vectors.padded)
 
+# What `weigh` says of a side.
 ATTENTIVE, UNIFORM, NO_VALID_CELL = 0, 1, 2
+# Over-relaxation starts after so many iterations, where the error still falls by less than this factor.
+PLAIN_ITERATIONS, SLOW = 3, 0.6
+# It ends for good at so many times the error with which it began.
+DIVERGED = 4.0
+# exp(-87), see vectors.py; and a share of the mass that no score shows.
+SMALLEST_EXPONENTIAL, NEXT_TO_NOTHING = 1.7e-38, 1e-7
 
 
 @compiled(inline="always")
@@ -102,6 +109,29 @@ def _divide_by_rows(matrix: Floats, factors: Floats, sums: Floats, targets: Floa
         )
 
 
+@compiled(inline="always")
+def _divide_relaxed(
+    matrix: Floats, factors: Floats, sums: Floats, targets: Floats, before: Floats, quotients: Floats
+) -> None:
+    """Do as _divide_by_rows, and go half as far again from `before` [C]; see vectors.py."""
+    rows, columns = matrix.shape
+    row_bytes = columns * vectors.FLOAT_BYTES
+    matrix_at, factors_at, sums_at = matrix.ctypes.data, factors.ctypes.data, sums.ctypes.data
+    targets_at, before_at, out_at = targets.ctypes.data, before.ctypes.data, quotients.ctypes.data
+    j = 0
+    while j + vectors.WIDE <= columns:
+        at = j * vectors.FLOAT_BYTES
+        vectors.wide_relaxed_quotients(
+            matrix_at + at, row_bytes, rows, factors_at, sums_at + at, targets_at + at, before_at + at, out_at + at
+        )
+        j += vectors.WIDE
+    if j < columns:
+        at = j * vectors.FLOAT_BYTES
+        vectors.narrow_relaxed_quotients(
+            matrix_at + at, row_bytes, rows, factors_at, sums_at + at, targets_at + at, before_at + at, out_at + at
+        )
+
+
 @compiled()
 def _sinkhorn(
     kernel: Floats,
@@ -116,6 +146,8 @@ def _sinkhorn(
 ) -> tuple[int, float]:
     """Solve one pair in place; return (iterations, L1 violation of the rows). See reference.sinkhorn.
 
+    Where plain updates converge slowly, they are over-relaxed with the exponent 1.5 (Thibault, Chizat, Dossal and
+    Papadakis, Algorithms 14, 2021); should that not converge, plain ones go on. The last update of b is always plain.
     All is padded to multiples of 8 with zeros, which stay zero; scratch is float32 [3, padded Rx or Rq].
     """
     row_sums, column_sums, next_a = scratch[0], scratch[1], scratch[2]
@@ -123,20 +155,37 @@ def _sinkhorn(
         b[j] = np.float32(1)
     _divide_by_rows(transposed, b, row_sums, u, a)
     iterations = 0
+    relaxed, may_relax = False, True
+    previous, start = np.inf, np.inf
     while True:
-        _divide_by_rows(kernel, a, column_sums, v, b)
         iterations += 1
-        _divide_by_rows(transposed, b, row_sums, u, next_a)
+        # The last one is plain.
+        relaxed = relaxed and iterations < limit
+        if relaxed:
+            _divide_relaxed(kernel, a, column_sums, v, b, b)
+            _divide_relaxed(transposed, b, row_sums, u, a, next_a)
+        else:
+            _divide_by_rows(kernel, a, column_sums, v, b)
+            _divide_by_rows(transposed, b, row_sums, u, next_a)
         error = _violation(a, row_sums, u)
         # The negation also stops on NaN, which could otherwise run to the limit.
         if not error > tolerance or iterations >= limit:
-            return iterations, error
+            if not relaxed:
+                return iterations, error
+            # Close enough to see whether a plain update of b ends it.
+            relaxed = False
+            continue
+        if relaxed:
+            relaxed = may_relax = error <= DIVERGED * start
+        elif may_relax and iterations >= PLAIN_ITERATIONS and error > SLOW * previous:
+            relaxed, start = True, error
+        previous = error
         for i in range(a.size):
             a[i] = next_a[i]
 
 
 @compiled(inline="always")
-def _weigh(attention: Floats, valid: Mask, cross: bool, weights: Floats) -> int:
+def weigh(attention: Floats, valid: Mask, cross: bool, weights: Floats) -> int:
     """Fill one side's marginal [R] from its attention [R]; return what _positive_weights says."""
     for i in range(weights.size):
         weights[i] = attention[i] if cross else np.float32(0)
@@ -177,6 +226,25 @@ def _dot(first: Floats, second: Floats) -> np.float32:
     return np.float32(total)
 
 
+@compiled(inline="always")
+def _carries(u: Floats, v: Floats, a: Floats, b: Floats) -> bool:
+    """Tell whether float32 was enough for a pair.
+
+    It was when every cell that weighs something has a scaling, and when what the smallest exponentials, which stand for
+    smaller ones still, could carry between any two cells is next to nothing.
+    """
+    largest_a, largest_b = np.float64(0), np.float64(0)
+    missing = False
+    for i in range(u.size):
+        missing |= u[i] > 0 and not a[i] > 0
+        largest_a = max(largest_a, np.float64(a[i]))
+    for j in range(v.size):
+        missing |= v[j] > 0 and not b[j] > 0
+        largest_b = max(largest_b, np.float64(b[j]))
+    most = largest_a * largest_b * SMALLEST_EXPONENTIAL * (u.size * v.size)
+    return bool(not missing and most < NEXT_TO_NOTHING)
+
+
 @compiled()
 def transport(
     similarities: Floats,
@@ -184,6 +252,7 @@ def transport(
     query_attention: Floats,
     image_valid: Mask,
     query_valid: Mask,
+    skipped: Mask,
     cross: bool,
     epsilon: float,
     tolerance: float,
@@ -193,12 +262,15 @@ def transport(
     errors: Floats,
     uniform: Mask,
     plans: Floats,
+    carried: Mask,
 ) -> None:
     """Score N pairs by entropic transport.
 
-    Inputs as in products.Products; cross: weights by cross-correlation, else uniform.
+    Inputs as in products.Products, the similarities less the penalties of a spatial weight; skipped bool [N]: pairs to
+    leave alone; cross: weights by cross-correlation, else uniform.
     Outputs, zero on entry: structural float32 [N], iterations int32 [N], errors float32 [N], uniform bool [N, 2] (image
-    side, query side fell back), and plans float32 [N, Rx, Rq], or [0, Rx, Rq] when no plan is wanted.
+    side, query side fell back), and plans float32 [N, Rx, Rq], or [0, Rx, Rq] when no plan is wanted. carried bool [N],
+    true on entry: false where float32 was not enough for the costs, and all the rest is worth nothing.
     """
     n, rx, rq = similarities.shape
     rows, columns = _padded(rx), _padded(rq)
@@ -210,8 +282,10 @@ def transport(
     exponentials = flat[: rx * rq].reshape(rx, rq)
     inverse = np.float32(1.0 / epsilon)
     for p in range(n):
-        image_state = _weigh(image_attention[p], image_valid[p], cross, u[:rx])
-        query_state = _weigh(query_attention[p], query_valid, cross, v[:rq])
+        if skipped[p]:
+            continue
+        image_state = weigh(image_attention[p], image_valid[p], cross, u[:rx])
+        query_state = weigh(query_attention[p], query_valid, cross, v[:rq])
         uniform[p, 0] = cross and image_state == UNIFORM
         uniform[p, 1] = cross and query_state == UNIFORM
         if NO_VALID_CELL in (image_state, query_state):
@@ -224,6 +298,7 @@ def transport(
         _transpose(exponentials, transposed)
         iterations[p], error = _sinkhorn(kernel, transposed, u, v, a, b, scratch, tolerance, limit)
         errors[p] = np.float32(error)
+        carried[p] = _carries(u, v, a, b)
         if plans.shape[0] > 0:
             _fill_plan(kernel, a, b, plans[p])
         # sum_ij a_i (K_ij S_ij) b_j; K itself is not needed any more.
@@ -232,51 +307,3 @@ def transport(
         _copy(exponentials, kernel)
         _add_scaled_rows(kernel, a, scratch[1])
         structural[p] = _dot(scratch[1], b)
-
-
-@compiled()
-def max_sim(
-    similarities: Floats,
-    query_attention: Floats,
-    image_valid: Mask,
-    query_valid: Mask,
-    cross: bool,
-    structural: Floats,
-    query_weights: Floats,
-    uniform: Mask,
-    choices: Integers,
-) -> None:
-    """Score N pairs by sum_j v_j max_i S_ij.
-
-    Inputs as in `transport`. Outputs: structural float32 [N], query_weights float32 [N, Rq], uniform bool [N, 2] and
-    choices int32 [N, Rq], the image cell that each query cell takes, -1 where there is no valid one.
-    """
-    n, rx, rq = similarities.shape
-    for p in range(n):
-        state = _weigh(query_attention[p], query_valid, cross, query_weights[p])
-        uniform[p, 0] = False
-        uniform[p, 1] = cross and state == UNIFORM
-        total = np.float64(0)
-        for j in range(rq):
-            best = np.float32(-np.inf)
-            choices[p, j] = -1
-            for i in range(rx):
-                if image_valid[p, i] and similarities[p, i, j] > best:
-                    best = similarities[p, i, j]
-                    choices[p, j] = i
-            if choices[p, j] >= 0:
-                total += np.float64(query_weights[p, j]) * np.float64(best)
-        structural[p] = np.float32(total)
-
-
-@compiled()
-def same_cell(similarities: Floats, image_valid: Mask, query_valid: Mask, structural: Floats) -> None:
-    """Fill structural float32 [N] with the mean of S_ii over cells valid on both sides; inputs as in `transport`."""
-    for p in range(similarities.shape[0]):
-        total = np.float64(0)
-        count = 0
-        for i in range(similarities.shape[1]):
-            if image_valid[p, i] and query_valid[i]:
-                total += np.float64(similarities[p, i, i])
-                count += 1
-        structural[p] = np.float32(total / count) if count else np.float32(0)

@@ -1,79 +1,26 @@
-"""The settings, the results and the entry points: score candidates, and show the matching flow of one pair."""
+"""The entry points and their results: score candidates, and show the matching flow of a pair."""
 
 from __future__ import annotations
 
-import enum
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from matchflow_matching import kernels, product_kernels, vnni
+from matchflow_matching import product_kernels, vnni
 from matchflow_matching.errors import FeaturesInvalidError, SettingsInvalidError
-from matchflow_matching.features import FeatureBatch, Features
-from matchflow_matching.products import Products, multiply, plain
+from matchflow_matching.features import CellGrid, FeatureBatch, Features
+from matchflow_matching.matchers import BOUNDS, MATCHERS, Problem, Solution, penalties
+from matchflow_matching.products import multiply, plain
+from matchflow_matching.settings import Marginals, MatchMode, MatchSettings
+from matchflow_matching.support import shared, supported
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EPSILON_RANGE = (0.03, 10.0)
-TOLERANCE_RANGE = (1e-6, 1.0)
-ITERATIONS_RANGE = (1, 10_000)
-GLOBAL_WEIGHT_RANGE = (0.0, 10.0)
-# What a candidate gets whose stored numbers are not finite: the least that a cosine can be, so it never leads.
-UNREADABLE_SCORE = np.float32(-1.0)
-
-
-class MatchMode(enum.StrEnum):
-    """How a pair is scored; S are the cosines of image cells (rows) and query cells (columns)."""
-
-    COSINE = "cosine"
-    """The global vectors only."""
-    MAX_SIM = "max_sim"
-    """sum_j v_j max_i S_ij: each query cell takes its best image cell."""
-    SAME_CELL = "same_cell"
-    """Mean of S_ii: equal positions, no transport. The control."""
-    STRUCTURAL = "structural"
-    """sum_ij T_ij S_ij with T the entropic optimal transport plan: the paper."""
-
-
-class Marginals(enum.StrEnum):
-    """How the weight of each cell is found."""
-
-    CROSS_CORRELATION = "cross_correlation"
-    """max(0, cosine with the other image's global vector), normalised to sum 1."""
-    UNIFORM = "uniform"
-    """The same for every valid cell."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MatchSettings:
-    """How to match. Raises SettingsInvalidError for a value out of its range.
-
-    global_weight: factor of the cosine in the final score, 0 to 10 (the paper: 1). epsilon: entropic regularisation,
-    0.03 to 10; below, float32 kernels underflow. tolerance: a pair stops at this L1 violation of its row marginal,
-    1e-6 to 1. max_iterations: 1 to 10,000.
-    """
-
-    mode: MatchMode = MatchMode.STRUCTURAL
-    global_weight: float = 1.0
-    marginals: Marginals = Marginals.CROSS_CORRELATION
-    epsilon: float = 0.05
-    tolerance: float = 1e-4
-    max_iterations: int = 200
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of range, NaN included."""
-        for name, (low, high) in {
-            "global_weight": GLOBAL_WEIGHT_RANGE,
-            "epsilon": EPSILON_RANGE,
-            "tolerance": TOLERANCE_RANGE,
-            "max_iterations": ITERATIONS_RANGE,
-        }.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise SettingsInvalidError(f"{name} must be from {low:g} to {high:g}; got {value:g}")
+# The cosine of a candidate whose stored numbers are not finite: the least that there is, so it never leads.
+UNREADABLE_COSINE = np.float32(-1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +29,10 @@ class Matches:
 
     cosine, structural, score: float32 [N], always finite; score = structural + global_weight * cosine.
     iterations int32 [N], marginal_error float32 [N], converged bool [N]: zero, zero and true without transport.
-    query_uniform, image_uniform bool [N]: that side attended nowhere to the other, so its weights fell back to uniform.
+    duality_gap float32 [N]: what a better plan could win at most, for the exact matchers; zero for the others.
+    query_uniform, image_uniform bool [N]: that side attended nowhere, so its weights fell back to uniform.
+    upper_bound float32 [N]: no less than score. solved bool [N]: false where `match` was given a floor that the bound
+    stays below; score and structural are then bounds themselves.
     """
 
     cosine: NDArray[np.float32]
@@ -91,32 +41,41 @@ class Matches:
     iterations: NDArray[np.int32]
     marginal_error: NDArray[np.float32]
     converged: NDArray[np.bool_]
+    duality_gap: NDArray[np.float32]
     query_uniform: NDArray[np.bool_]
     image_uniform: NDArray[np.bool_]
+    upper_bound: NDArray[np.float32]
+    solved: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchingFlow:
     """The full plan of one pair: rows are image cells [Rx], columns are query cells [Rq].
 
-    plan, similarities: float32 [Rx, Rq]; sum(plan * similarities) = structural score up to float32 rounding.
-    image_weights float32 [Rx], query_weights float32 [Rq]: the marginals. All zero for MatchMode.COSINE.
+    plan, similarities, penalties: float32 [Rx, Rq]; the penalties are the spatial weight times the squared distance of
+    the cells. sum(plan * (similarities - penalties)) = structural score up to float32 rounding.
+    image_weights float32 [Rx], query_weights float32 [Rq]: the plan's sums. All zero for MatchMode.COSINE.
+    image_grid, query_grid: where the cells lie; None where nobody said.
     """
 
     plan: NDArray[np.float32]
     similarities: NDArray[np.float32]
+    penalties: NDArray[np.float32]
     image_weights: NDArray[np.float32]
     query_weights: NDArray[np.float32]
+    image_grid: CellGrid | None = None
+    query_grid: CellGrid | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """One entry of a plan; contribution = mass * similarity."""
+    """One entry of a plan; contribution = mass * (similarity - penalty)."""
 
     query_cell: int
     image_cell: int
     mass: float
     similarity: float
+    penalty: float
     contribution: float
 
 
@@ -125,17 +84,32 @@ def match(
     candidates: FeatureBatch,
     settings: MatchSettings,
     *,
+    grid: CellGrid | None = None,
+    image_grid: CellGrid | None = None,
     query_mask: NDArray[np.bool_] | None = None,
     image_masks: NDArray[np.bool_] | None = None,
+    floor: float | None = None,
 ) -> Matches:
     """Score `query` against N candidates.
 
-    A pair's numbers are bit-equal whatever else is in the batch. Masks: bool [Rq] and bool [N, Rx], true for cells that
-    count. A candidate with numbers that are not finite gets -1 for cosine and structural, and is not converged.
-    Raises FeaturesInvalidError when shapes disagree or the query is not finite.
+    A pair's numbers are bit-equal whatever else is in the batch. `grid` is that of the query, and of the candidates
+    unless `image_grid` says otherwise; a spatial weight and STRIPES need it. Masks: bool [Rq] and bool [N, Rx], true
+    for cells that count. `floor`: leave pairs unsolved whose score a bound proves to be below it; see Matches.
+    A candidate with numbers that are not finite gets the least cosine and structural score that there are, and is not
+    converged.
+    Raises FeaturesInvalidError when shapes disagree, a grid is missing or the query is not finite.
     """
-    products = multiply(query, candidates, query_mask, image_masks)
-    return _score(query, candidates, products, settings, plans=None)
+    problem = _problem(
+        query,
+        candidates,
+        settings,
+        query_grid=grid,
+        image_grid=image_grid,
+        query_mask=query_mask,
+        image_masks=image_masks,
+    )
+    cosine = global_cosines(query.embedding, candidates.embeddings)
+    return _matches(problem, Solution.empty(problem.products.similarities.shape, with_plans=False), cosine, floor)
 
 
 def global_cosines(embedding: NDArray[np.float32], embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -150,34 +124,77 @@ def explain(
     image: Features,
     settings: MatchSettings,
     *,
+    grid: CellGrid | None = None,
+    image_grid: CellGrid | None = None,
     query_mask: NDArray[np.bool_] | None = None,
     image_mask: NDArray[np.bool_] | None = None,
 ) -> MatchingFlow:
-    """Return the plan behind the structural score that `match` gives this pair; errors as there."""
-    batch = FeatureBatch.stack([image])
-    products = multiply(query, batch, query_mask, None if image_mask is None else image_mask[None])
-    plans = np.zeros((1, len(image.cells), len(query.cells)), np.float32)
-    _score(query, batch, products, settings, plans=plans)
-    plan = plans[0]
-    return MatchingFlow(
-        plan=plan,
-        similarities=products.similarities[0],
-        image_weights=plan.sum(axis=1),
-        query_weights=plan.sum(axis=0),
+    """Return the plan behind the structural score that `match` gives this pair; arguments and errors as there."""
+    return explain_batch(
+        query,
+        FeatureBatch.stack([image]),
+        settings,
+        grid=grid,
+        image_grid=image_grid,
+        query_mask=query_mask,
+        image_masks=None if image_mask is None else image_mask[None],
+    )[0]
+
+
+def explain_batch(
+    query: Features,
+    candidates: FeatureBatch,
+    settings: MatchSettings,
+    *,
+    grid: CellGrid | None = None,
+    image_grid: CellGrid | None = None,
+    query_mask: NDArray[np.bool_] | None = None,
+    image_masks: NDArray[np.bool_] | None = None,
+) -> list[MatchingFlow]:
+    """Return the plans behind the structural scores of N candidates; arguments and errors as those of `match`."""
+    problem = _problem(
+        query,
+        candidates,
+        settings,
+        query_grid=grid,
+        image_grid=image_grid,
+        query_mask=query_mask,
+        image_masks=image_masks,
     )
+    solution = Solution.empty(problem.products.similarities.shape, with_plans=True)
+    MATCHERS[settings.mode](problem, solution)
+    solution.plans[~problem.products.readable] = 0
+    return [
+        MatchingFlow(
+            plan=plan,
+            similarities=similarities,
+            penalties=problem.penalties,
+            image_weights=plan.sum(axis=1),
+            query_weights=plan.sum(axis=0),
+            image_grid=problem.image_grid,
+            query_grid=problem.query_grid,
+        )
+        for plan, similarities in zip(solution.plans, problem.products.similarities, strict=True)
+    ]
 
 
 def top_flows(flow: MatchingFlow, count: int) -> list[Flow]:
-    """Return the `count` entries with the largest contribution and positive mass, largest first.
+    """Return the `count` entries of positive mass that the flows around them support best, best first.
 
-    Equal contributions come in order of image cell, then query cell. Raises SettingsInvalidError for a negative count.
+    Support: see `matchflow_matching.support.supported`. Equal support goes by contribution, then image cell, then query
+    cell. Without grids there is no support to tell: largest contribution first. The order takes nothing from an entry's
+    own contribution, and all entries together are the same in either order.
+    Raises SettingsInvalidError for a negative count.
     """
     if count < 0:
         raise SettingsInvalidError(f"the number of flows must be at least 0; got {count}")
-    contributions = (flow.plan * flow.similarities).ravel()
-    order = np.argsort(-contributions, kind="stable")
-    chosen = order[flow.plan.ravel()[order] > 0][:count]
-    masses, similarities = flow.plan.ravel()[chosen].tolist(), flow.similarities.ravel()[chosen].tolist()
+    masses = flow.plan.ravel().astype(np.float64)
+    contributions = masses * (flow.similarities.astype(np.float64) - flow.penalties).ravel()
+    support: NDArray[np.floating] = contributions
+    if flow.image_grid and flow.query_grid:
+        support = supported(_contributions(flow), flow.image_grid, flow.query_grid).ravel()
+    order = np.lexsort((-contributions, -support))
+    chosen = order[masses[order] > 0][:count]
     columns = flow.plan.shape[1]
     return [
         Flow(
@@ -185,131 +202,127 @@ def top_flows(flow: MatchingFlow, count: int) -> list[Flow]:
             image_cell=cell // columns,
             mass=mass,
             similarity=similarity,
-            contribution=mass * similarity,
+            penalty=penalty,
+            contribution=contribution,
         )
-        for cell, mass, similarity in zip(chosen.tolist(), masses, similarities, strict=True)
+        for cell, mass, similarity, penalty, contribution in zip(
+            chosen.tolist(),
+            masses[chosen].tolist(),
+            flow.similarities.ravel()[chosen].tolist(),
+            flow.penalties.ravel()[chosen].tolist(),
+            contributions[chosen].tolist(),
+            strict=True,
+        )
     ]
+
+
+def cell_shares(
+    flow: MatchingFlow, query: Features, image: Features
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what each cell contributes when it shares with close ones: of the query [Rq], of the image [Rx], float32.
+
+    See `matchflow_matching.support.shared`; either side sums to the structural score. `query` and `image` are what the
+    flow was computed from. Raises FeaturesInvalidError when the flow has no grids, or the features are of another size.
+    """
+    if flow.image_grid is None or flow.query_grid is None:
+        raise FeaturesInvalidError(
+            f"expected a flow with the grids of both sides; got {flow.query_grid} for the query, {flow.image_grid} for "
+            "the image"
+        )
+    if not flow.plan.any():
+        # Nothing contributes; the features of an unreadable image would make it no number at all.
+        return np.zeros_like(flow.query_weights), np.zeros_like(flow.image_weights)
+    parts = _contributions(flow)
+    return shared(parts.sum(axis=0), query, flow.query_grid), shared(parts.sum(axis=1), image, flow.image_grid)
 
 
 def warm_up() -> None:
     """Compile every kernel, so that no request pays for it (seconds the first time; then from the cache on disk)."""
-    # Byte products take dimensions that are multiples of 4; all others go by BLAS.
+    grid = CellGrid(rows=2, columns=1)
+    chosen = [MatchSettings.of(mode) for mode in MATCHERS]
+    # All mass from one end of the grid to the other, which float32 kernels don't carry.
+    afar = MatchSettings.of(MatchMode.POSITION_AWARE, spatial_weight=100.0)
+    near_end, far_end = np.array([True, False]), np.array([[False, True]])
+    # Products of bytes take dimensions that are multiples of 4; all others go by words.
     for dim in (vnni.BYTES_PER_STEP, vnni.BYTES_PER_STEP + 1):
         image = Features(
             embedding=np.full(dim, dim**-0.5, np.float32),
             cells=np.ones((2, dim), np.int8),
             scales=np.ones(2, np.float16),
         )
-        for mode in MatchMode:
+        for settings in chosen:
             # Memory layouts differ between one candidate and several, and each is compiled on its own.
-            match(image, FeatureBatch.stack([image, image]), MatchSettings(mode=mode))
-            explain(image, image, MatchSettings(mode=mode))
+            for count in (1, 2):
+                candidates = FeatureBatch.stack([image] * count)
+                match(image, candidates, settings, grid=grid, floor=0.0)
+                explain_batch(image, candidates, settings, grid=grid)
+        match(image, FeatureBatch.stack([image]), afar, grid=grid, query_mask=near_end, image_masks=far_end)
 
 
-def _score(
+def _problem(
     query: Features,
     candidates: FeatureBatch,
-    products: Products,
     settings: MatchSettings,
     *,
-    plans: NDArray[np.float32] | None,
-) -> Matches:
-    n = len(candidates)
-    outputs = _Outputs.empty(n, global_cosines(query.embedding, candidates.embeddings))
-    match settings.mode:
-        case MatchMode.STRUCTURAL:
-            _transport(products, settings, outputs, plans)
-        case MatchMode.MAX_SIM:
-            _max_sim(products, settings, outputs, plans)
-        case MatchMode.SAME_CELL:
-            _same_cell(products, outputs, plans)
-        case MatchMode.COSINE:
-            pass
-    readable = products.readable
+    query_grid: CellGrid | None,
+    image_grid: CellGrid | None,
+    query_mask: NDArray[np.bool_] | None,
+    image_masks: NDArray[np.bool_] | None,
+) -> Problem:
+    own = settings.marginals is Marginals.SELF_CORRELATION
+    products = multiply(query, candidates, query_mask, image_masks, own_attention=own)
+    n, rx, rq = products.similarities.shape
+    image_grid = image_grid or query_grid
+    distant = penalties((rx, rq), settings, image_grid, query_grid)
+    return Problem(
+        products=products,
+        settings=settings,
+        penalties=distant,
+        values=products.similarities - distant if settings.spatial_weight else products.similarities,
+        skipped=np.zeros(n, np.bool_),
+        image_grid=image_grid,
+        query_grid=query_grid,
+    )
+
+
+@np.errstate(under="ignore")
+def _contributions(flow: MatchingFlow) -> NDArray[np.float32]:
+    parts: NDArray[np.float32] = flow.plan * (flow.similarities - flow.penalties)
+    return parts
+
+
+def _matches(problem: Problem, solution: Solution, cosine: NDArray[np.float32], floor: float | None) -> Matches:
+    settings, readable = problem.settings, problem.products.readable
+    cosine[~readable] = UNREADABLE_COSINE
+    weighted = np.float32(settings.global_weight) * cosine
+    bounds = None
+    if floor is not None and settings.mode in BOUNDS:
+        bounds = BOUNDS[settings.mode](problem)
+        np.less(bounds + weighted, floor, out=problem.skipped)
+    MATCHERS[settings.mode](problem, solution)
+    structural = solution.structural
+    if bounds is not None:
+        structural[problem.skipped] = bounds[problem.skipped]
     # A sum is finite only when all its terms are.
-    if not (readable.all() and math.isfinite((outputs.cosine + outputs.structural).sum(dtype=np.float64))):
-        readable = readable & np.isfinite(outputs.cosine) & np.isfinite(outputs.structural)
-        outputs.cosine[~readable] = UNREADABLE_SCORE
-        outputs.structural[~readable] = UNREADABLE_SCORE
+    if not (readable.all() and math.isfinite((cosine + structural).sum(dtype=np.float64))):
+        readable = readable & np.isfinite(cosine) & np.isfinite(structural)
+        cosine[~readable] = UNREADABLE_COSINE
+        structural[~readable] = UNREADABLE_COSINE - np.float32(settings.spatial_weight)
+        solution.errors[~readable] = 0
+        solution.gaps[~readable] = 0
+        weighted = np.float32(settings.global_weight) * cosine
+    score = structural + weighted
+    tolerance = np.float32(settings.tolerance)
     return Matches(
-        cosine=outputs.cosine,
-        structural=outputs.structural,
-        score=outputs.structural + np.float32(settings.global_weight) * outputs.cosine,
-        iterations=outputs.iterations,
-        marginal_error=outputs.errors,
-        converged=(outputs.errors <= np.float32(settings.tolerance)) & readable,
-        query_uniform=outputs.uniform[:, 1],
-        image_uniform=outputs.uniform[:, 0],
+        cosine=cosine,
+        structural=structural,
+        score=score,
+        iterations=solution.iterations,
+        marginal_error=solution.errors,
+        converged=(solution.errors <= tolerance) & (solution.gaps <= tolerance) & readable,
+        duality_gap=solution.gaps,
+        query_uniform=solution.uniform[:, 1],
+        image_uniform=solution.uniform[:, 0],
+        upper_bound=score if bounds is None else np.where(readable, bounds + weighted, score),
+        solved=~problem.skipped,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outputs:
-    cosine: NDArray[np.float32]
-    structural: NDArray[np.float32]
-    iterations: NDArray[np.int32]
-    errors: NDArray[np.float32]
-    uniform: NDArray[np.bool_]
-
-    @classmethod
-    def empty(cls, n: int, cosine: NDArray[np.float32]) -> _Outputs:
-        return cls(
-            cosine=cosine,
-            structural=np.zeros(n, np.float32),
-            iterations=np.zeros(n, np.int32),
-            errors=np.zeros(n, np.float32),
-            uniform=np.zeros((n, 2), np.bool_),
-        )
-
-
-def _transport(
-    products: Products, settings: MatchSettings, outputs: _Outputs, plans: NDArray[np.float32] | None
-) -> None:
-    _, rows, columns = products.similarities.shape
-    kernels.transport(
-        products.similarities,
-        products.image_attention,
-        products.query_attention,
-        products.image_valid,
-        products.query_valid,
-        settings.marginals is Marginals.CROSS_CORRELATION,
-        settings.epsilon,
-        settings.tolerance,
-        settings.max_iterations,
-        outputs.structural,
-        outputs.iterations,
-        outputs.errors,
-        outputs.uniform,
-        np.empty((0, rows, columns), np.float32) if plans is None else plans,
-    )
-
-
-def _max_sim(products: Products, settings: MatchSettings, outputs: _Outputs, plans: NDArray[np.float32] | None) -> None:
-    n, _, columns = products.similarities.shape
-    weights = np.empty((n, columns), np.float32)
-    choices = np.empty((n, columns), np.int32)
-    kernels.max_sim(
-        products.similarities,
-        products.query_attention,
-        products.image_valid,
-        products.query_valid,
-        settings.marginals is Marginals.CROSS_CORRELATION,
-        outputs.structural,
-        weights,
-        outputs.uniform,
-        choices,
-    )
-    if plans is not None:
-        pairs, cells = np.nonzero(choices >= 0)
-        plans[pairs, choices[pairs, cells], cells] = weights[pairs, cells]
-
-
-def _same_cell(products: Products, outputs: _Outputs, plans: NDArray[np.float32] | None) -> None:
-    _, rows, columns = products.similarities.shape
-    if rows != columns:
-        raise FeaturesInvalidError(f"same_cell needs as many image cells as query cells; got {rows} and {columns}")
-    kernels.same_cell(products.similarities, products.image_valid, products.query_valid, outputs.structural)
-    if plans is not None:
-        valid = products.image_valid & products.query_valid
-        diagonal = np.arange(rows)
-        plans[:, diagonal, diagonal] = valid / np.maximum(1, valid.sum(axis=1, keepdims=True))

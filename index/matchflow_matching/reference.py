@@ -41,13 +41,14 @@ def similarities(image_cells: Matrix, query_cells: Matrix) -> Matrix:
     return image_cells @ query_cells.T
 
 
-def cross_correlation_weights(cells: Matrix, other_embedding: Vector, mask: Mask) -> tuple[Vector, bool]:
-    """Return the weights [R] of cells [R, D] seen from the other image's global vector [D], and whether uniform.
+def correlation_weights(cells: Matrix, embedding: Vector, mask: Mask) -> tuple[Vector, bool]:
+    """Return the weights [R] of cells [R, D] seen from a global vector [D], and whether they are uniform.
 
-    Where no valid cell attends to the other image, the valid cells share the weight equally. Without a valid cell all
+    The vector is the other image's (cross-correlation, the paper) or the cells' own (self-correlation). Where no valid
+    cell attends to it, the valid cells share the weight equally. Without a valid cell all
     weights are zero.
     """
-    attention = np.where(mask, np.maximum(0.0, cells @ other_embedding), 0.0)
+    attention = np.where(mask, np.maximum(0.0, cells @ embedding), 0.0)
     if attention.sum() > 0:
         return attention / attention.sum(), False
     return uniform_weights(mask), True

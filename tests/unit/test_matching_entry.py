@@ -14,25 +14,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matchflow_matching import (
+    CellGrid,
     FeatureBatch,
     Features,
     FeaturesInvalidError,
     MatchMode,
     MatchSettings,
     SettingsInvalidError,
+    cell_shares,
     explain,
     global_cosines,
     match,
     top_flows,
     warm_up,
 )
+from matchflow_matching.matchers import MATCHERS
+from matchflow_matching.settings import SPATIAL_MODES
+from matchflow_matching.support import supported
 from matching_strategies import pairs, random_batch
 
 few = settings(max_examples=40, deadline=None)
 
 
 @few
-@given(pair=pairs(), mode=st.sampled_from(MatchMode), count=st.integers(0, 500))
+@given(pair=pairs(), mode=st.sampled_from(sorted(MATCHERS)), count=st.integers(0, 500))
 def test_contributions_and_residual_sum_to_the_structural_score(
     pair: tuple[Features, FeatureBatch], mode: MatchMode, count: int
 ) -> None:
@@ -40,14 +45,82 @@ def test_contributions_and_residual_sum_to_the_structural_score(
     if mode is MatchMode.SAME_CELL:
         candidates = FeatureBatch.stack([query])
     image = candidates[0]
-    structural = float(match(query, candidates, MatchSettings(mode=mode)).structural[0])
-    flow = explain(query, image, MatchSettings(mode=mode))
+    # Columns of one cell, so that every mode has the grids that it wants.
+    grid = CellGrid(rows=len(query.cells), columns=1)
+    image_grid = CellGrid(rows=len(image.cells), columns=1)
+    structural = float(match(query, candidates, MatchSettings.of(mode), grid=grid, image_grid=image_grid).structural[0])
+    flow = explain(query, image, MatchSettings.of(mode), grid=grid, image_grid=image_grid)
     every = top_flows(flow, flow.plan.size)
     assert sum(f.contribution for f in every) == pytest.approx(structural, abs=2e-6)
     best = top_flows(flow, count)
     assert best == every[:count]
-    assert all(f.contribution == f.mass * f.similarity and f.mass > 0 for f in best)
-    assert sorted(-f.contribution for f in best) == pytest.approx([-f.contribution for f in best], abs=1e-9)
+    assert all(f.contribution == f.mass * (f.similarity - f.penalty) and f.mass > 0 for f in best)
+    support = supported(flow.plan * (flow.similarities - flow.penalties), image_grid, grid)
+    ranks = [(-support[f.image_cell, f.query_cell], -f.contribution, f.image_cell, f.query_cell) for f in best]
+    assert ranks == sorted(ranks)
+    # Who says nothing of grids gets the same flows, by contribution.
+    plain = top_flows(replace(flow, image_grid=None, query_grid=None), flow.plan.size)
+    assert set(plain) == set(every)
+    assert [f.contribution for f in plain] == sorted((f.contribution for f in every), reverse=True)
+    for shares, cells in zip(cell_shares(flow, query, image), (query.cells, image.cells), strict=True):
+        assert shares.shape == (len(cells),)
+        assert shares.dtype == np.float32
+        assert float(shares.sum(dtype=np.float64)) == pytest.approx(structural, abs=1e-5)
+
+
+def test_flows_that_run_in_parallel_come_before_a_larger_lone_one() -> None:
+    grid = CellGrid(rows=4, columns=4)
+    batch = random_batch(np.random.default_rng(0), 1, 16, 8)
+    flow = explain(batch[0], batch[0], MatchSettings(mode=MatchMode.SAME_CELL), grid=grid)
+    plan = np.zeros_like(flow.plan)
+    # Four cells in a block move one column to the right; one corner goes to the opposite corner.
+    parallel = {(cell + 1, cell) for cell in (4, 5, 8, 9)}
+    for there, here in parallel:
+        plan[there, here] = 0.2
+    plan[0, 15] = 0.3
+    flow = replace(flow, plan=plan, similarities=np.ones_like(plan))
+    assert {(each.image_cell, each.query_cell) for each in top_flows(flow, 4)} == parallel
+    last = top_flows(flow, 5)[4]
+    assert (last.image_cell, last.query_cell, last.contribution) == (0, 15, plan[0, 15])
+    (first,) = top_flows(replace(flow, query_grid=None), 1)
+    assert (first.image_cell, first.query_cell) == (0, 15)
+
+
+def test_cell_shares_are_each_side_by_its_own_features() -> None:
+    grid, image_grid = CellGrid(rows=1, columns=4), CellGrid(rows=3, columns=1)
+    rng = np.random.default_rng(0)
+    query, image = random_batch(rng, 1, 4, 8)[0], random_batch(rng, 1, 3, 8)[0]
+    there = explain(query, image, MatchSettings(), grid=grid, image_grid=image_grid)
+    turned = replace(
+        there,
+        plan=there.plan.T,
+        similarities=there.similarities.T,
+        penalties=there.penalties.T,
+        image_grid=grid,
+        query_grid=image_grid,
+    )
+    expected = cell_shares(there, query, image)
+    for shares, others in zip(cell_shares(turned, image, query), expected[::-1], strict=True):
+        np.testing.assert_allclose(shares, others, atol=1e-6)
+    with pytest.raises(FeaturesInvalidError, match="expected contributions and cells"):
+        cell_shares(there, image, query)
+
+
+@pytest.mark.parametrize("missing", ["image", "query"])
+def test_cell_shares_need_both_grids(missing: str) -> None:
+    batch = random_batch(np.random.default_rng(0), 2, 4, 8)
+    flow = explain(batch[0], batch[1], MatchSettings(), grid=CellGrid(rows=2, columns=2))
+    spoiled = replace(flow, image_grid=None) if missing == "image" else replace(flow, query_grid=None)
+    with pytest.raises(FeaturesInvalidError, match="expected a flow with the grids of both sides; got"):
+        cell_shares(spoiled, batch[0], batch[1])
+
+
+def test_an_image_that_can_not_be_read_shares_nothing() -> None:
+    batch = random_batch(np.random.default_rng(0), 2, 4, 8)
+    spoiled = replace(batch[1], scales=np.full(4, np.inf, np.float16))
+    flow = explain(batch[0], spoiled, MatchSettings(), grid=CellGrid(rows=2, columns=2))
+    for shares in cell_shares(flow, batch[0], spoiled):
+        assert shares.tolist() == [0] * 4
 
 
 def test_a_flow_names_the_cells_that_match() -> None:
@@ -121,11 +194,16 @@ def test_same_cell_refuses_grids_of_different_size() -> None:
     ("name", "value"),
     [
         ("epsilon", 0.0),
-        ("epsilon", 0.029),
+        ("epsilon", 0.0049),
         ("epsilon", 11.0),
         ("epsilon", float("nan")),
         ("tolerance", 0.0),
         ("tolerance", 2.0),
+        ("spatial_weight", -0.1),
+        ("spatial_weight", 101.0),
+        ("matched_mass", 0.0),
+        ("matched_mass", 1.1),
+        ("matched_mass", float("nan")),
         ("max_iterations", 0),
         ("max_iterations", 10_001),
         ("global_weight", -0.1),
@@ -134,8 +212,30 @@ def test_same_cell_refuses_grids_of_different_size() -> None:
 )
 def test_settings_out_of_range_are_refused_with_the_range(name: str, value: float) -> None:
     arguments: dict[str, Any] = {name: value}
-    with pytest.raises(SettingsInvalidError, match=f"{name} must be from .* to .*; got"):
+    with pytest.raises(SettingsInvalidError, match=f"{name} must be from .* to .*; got") as caught:
         MatchSettings(**arguments)
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize("mode", sorted(set(MatchMode) - SPATIAL_MODES))
+def test_a_spatial_weight_is_refused_where_it_would_be_ignored(mode: MatchMode) -> None:
+    with pytest.raises(SettingsInvalidError, match=f"spatial_weight must be 0 with {mode}; got 0.5") as caught:
+        MatchSettings(mode=mode, spatial_weight=0.5)
+    assert caught.value.field == "spatial_weight"
+
+
+@pytest.mark.parametrize("mode", sorted(set(MatchMode) - {MatchMode.PARTIAL}))
+def test_a_matched_mass_is_refused_where_it_would_be_ignored(mode: MatchMode) -> None:
+    with pytest.raises(SettingsInvalidError, match=f"matched_mass must be 1 with {mode}; got 0.5") as caught:
+        MatchSettings(mode=mode, matched_mass=0.5)
+    assert caught.value.field == "matched_mass"
+
+
+@pytest.mark.parametrize("mode", MatchMode)
+def test_recommended_settings_are_valid_and_give_way_to_what_is_given(mode: MatchMode) -> None:
+    assert MatchSettings.of(mode).mode is mode
+    assert MatchSettings.of(mode, global_weight=0.25, epsilon=0.1).global_weight == 0.25
+    assert MatchSettings.of(MatchMode.STRUCTURAL) == MatchSettings()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matchflow_matching import CellGrid, FeatureBatch, FeaturesInvalidError, check_unit_length, dequantise, quantise
-from matchflow_matching.products import whole_numbers
+from matchflow_matching.products import digits
 from matching_strategies import random_batch
 
 
@@ -114,6 +114,19 @@ def test_a_grid_without_cells_is_refused(rows: int, columns: int) -> None:
         CellGrid(rows=rows, columns=columns)
 
 
-def test_whole_numbers_reach_127_and_leave_zero_alone() -> None:
-    rows = whole_numbers(np.array([[0.1, -0.2], [0, 0]], np.float32))
-    assert rows.tolist() == [[64, -127], [0, 0]]
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32), dim=st.integers(1, 40), size=st.sampled_from([1e-20, 1.0, 1e14]))
+def test_four_digits_hold_a_vector_more_precisely_than_float32(seed: int, dim: int, size: float) -> None:
+    vectors = (size * np.random.default_rng(seed).normal(size=(3, dim))).astype(np.float32)
+    split = digits(vectors).astype(np.float64)
+    found = split.transpose(0, 2, 1) @ 254.0 ** -np.arange(4)
+    peaks = np.abs(vectors).max(axis=1).astype(np.float64)
+    factor = 2.0 ** np.round(np.log2(np.abs(found).max(axis=1) / peaks))[:, None]
+    np.testing.assert_allclose(found, vectors * factor, rtol=0, atol=6e-8)
+    assert ((np.abs(found).max(axis=1) > 63.4) & (np.abs(found).max(axis=1) <= 127)).all()
+
+
+def test_digits_of_a_vector_that_is_as_good_as_zero_are_zero() -> None:
+    assert digits(np.array([[0.1, -0.2], [0, 0]], np.float32))[:, 0].tolist() == [[51, -102], [0, 0]]
+    assert not digits(np.zeros((1, 5), np.float32)).any()
+    assert not digits(np.full((1, 5), 1e-40, np.float32)).any()

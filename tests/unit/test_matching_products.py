@@ -11,16 +11,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matchflow_matching import FeatureBatch, MatchMode, MatchSettings, kernels, match, product_kernels, vectors, vnni
+from matchflow_matching import (
+    CellGrid,
+    FeatureBatch,
+    MatchMode,
+    MatchSettings,
+    kernels,
+    match,
+    product_kernels,
+    vectors,
+    vnni,
+    words,
+)
 from matchflow_matching.compiling import compiled
-from matchflow_matching.products import Operands, by_blas, by_bytes
+from matchflow_matching.matchers import MATCHERS
+from matchflow_matching.products import Operands, by_bytes, by_words
 from matching_strategies import random_batch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
+    from matchflow_matching.products import Scaled
+
+GRID = CellGrid(rows=4, columns=4)
 few = settings(max_examples=60, deadline=None)
-needs_vnni = pytest.mark.skipif(not vnni.is_available(), reason="this processor has no AVX512-VNNI; BLAS multiplies")
+needs_vnni = pytest.mark.skipif(not vnni.is_available(), reason="this processor has no AVX512-VNNI")
 
 
 def random_bytes(rng: np.random.Generator, *shape: int) -> NDArray[np.int8]:
@@ -39,8 +56,8 @@ def random_operands(seed: int, n: int, rows: int, columns: int, dim: int) -> Ope
     rng = np.random.default_rng(seed)
     return Operands(
         cells=random_bytes(rng, n, rows, dim),
-        embeddings=random_bytes(rng, n, dim),
-        columns=random_bytes(rng, columns + 1, dim),
+        embeddings=random_bytes(rng, n, 4, dim),
+        columns=random_bytes(rng, columns + 4, dim),
         image_scales=rng.random((n, rows)).astype(np.float32),
         query_scales=rng.random(columns).astype(np.float32),
     )
@@ -54,17 +71,19 @@ def random_operands(seed: int, n: int, rows: int, columns: int, dim: int) -> Ope
     columns=st.integers(1, 70),
     dim=st.integers(1, 40),
 )
-def test_blas_multiplies_whole_numbers_exactly(seed: int, n: int, rows: int, columns: int, dim: int) -> None:
+def test_words_multiply_whole_numbers_exactly(seed: int, n: int, rows: int, columns: int, dim: int) -> None:
     operands = replace(
         random_operands(seed, n, rows, columns, dim),
         image_scales=np.ones((n, rows), np.float32),
         query_scales=np.ones(columns, np.float32),
     )
-    similarities, image_attention, query_attention = by_blas(operands)
+    similarities, image_attention, query_attention = by_words(operands)
     cells, right = operands.cells.astype(np.int64), operands.columns.astype(np.int64)
-    assert np.array_equal(similarities, cells @ right[:-1].T)
-    assert np.array_equal(image_attention, cells @ right[-1])
-    assert np.array_equal(query_attention, operands.embeddings.astype(np.int64) @ right[:-1].T)
+    places = np.array([254**3, 254**2, 254, 1])
+    digits = operands.embeddings.astype(np.int64)
+    assert np.array_equal(similarities, cells @ right[:-4].T)
+    assert np.array_equal(image_attention, (cells @ right[-4:].T @ places).astype(np.float32))
+    assert np.array_equal(query_attention, (places @ (digits @ right[:-4].T)).astype(np.float32))
 
 
 @needs_vnni
@@ -76,24 +95,41 @@ def test_blas_multiplies_whole_numbers_exactly(seed: int, n: int, rows: int, col
     columns=st.integers(1, 70),
     steps=st.integers(1, 40),
 )
-def test_bytes_multiply_to_the_bits_that_blas_gives(seed: int, n: int, rows: int, columns: int, steps: int) -> None:
+def test_bytes_multiply_to_the_bits_that_words_give(seed: int, n: int, rows: int, columns: int, steps: int) -> None:
     operands = random_operands(seed, n, rows, columns, steps * vnni.BYTES_PER_STEP)
-    for ours, theirs in zip(by_bytes(operands), by_blas(operands), strict=True):
+    for ours, theirs in zip(by_bytes(operands), by_words(operands), strict=True):
         assert np.array_equal(ours, theirs)
 
 
-@needs_vnni
-def test_bytes_multiply_exactly_at_the_extremes() -> None:
-    for dim in (1040, 2048):
-        for left, right in ((127, 127), (-127, 127), (127, -127), (-127, -127), (-128, -128)):
-            operands = Operands(
-                cells=np.full((2, 5, dim), left, np.int8),
-                embeddings=np.full((2, dim), left, np.int8),
-                columns=np.full((17, dim), right, np.int8),
-                image_scales=np.ones((2, 5), np.float32),
-                query_scales=np.ones(16, np.float32),
-            )
-            assert all((part == left * right * dim).all() for part in by_bytes(operands))
+@pytest.mark.parametrize(
+    "multiply", [by_words, pytest.param(by_bytes, marks=needs_vnni)], ids=lambda function: function.__name__
+)
+@pytest.mark.parametrize("dim", [4, 1040, 2048, 4096])
+def test_products_are_exact_at_the_extremes(multiply: Callable[[Operands], Scaled], dim: int) -> None:
+    for left, right in ((127, 127), (-127, 127), (127, -127), (-127, -127), (-128, -128), (-128, 127)):
+        operands = Operands(
+            cells=np.full((2, 5, dim), left, np.int8),
+            embeddings=np.full((2, 4, dim), left, np.int8),
+            columns=np.full((20, dim), right, np.int8),
+            image_scales=np.ones((2, 5), np.float32),
+            query_scales=np.ones(16, np.float32),
+        )
+        similarities, image_attention, query_attention = multiply(operands)
+        assert (similarities == left * right * dim).all()
+        attention = np.float32(left * right * dim * (254**3 + 254**2 + 254 + 1))
+        assert (image_attention == attention).all()
+        assert (query_attention == attention).all()
+
+
+@few
+@given(seed=st.integers(0, 2**32), columns=st.integers(1, 40), dim=st.integers(1, 21))
+def test_packing_words_keeps_every_column_and_pads_with_zeros(seed: int, columns: int, dim: int) -> None:
+    original = random_bytes(np.random.default_rng(seed), columns, dim)
+    panels = product_kernels.pack_words(original)
+    flat = panels.transpose(0, 2, 1, 3).reshape(len(panels) * words.PANEL, -1)
+    assert np.array_equal(flat[:columns, :dim], original)
+    assert not flat[columns:].any()
+    assert not flat[:, dim:].any()
 
 
 @few
@@ -103,14 +139,14 @@ def test_packing_keeps_every_column_and_adds_a_column_of_zeros(seed: int, column
     assert np.array_equal(unpacked(product_kernels.pack(original), columns), original)
 
 
-@pytest.mark.parametrize("mode", MatchMode)
+@pytest.mark.parametrize("mode", MATCHERS)
 def test_scores_are_the_same_bits_with_and_without_byte_products(
     mode: MatchMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = random_batch(np.random.default_rng(0), 40, 16, 128)
-    here = match(batch[0], batch, MatchSettings(mode=mode))
+    here = match(batch[0], batch, MatchSettings.of(mode), grid=GRID)
     monkeypatch.setattr(vnni, "is_available", lambda: False)
-    elsewhere = match(batch[0], batch, MatchSettings(mode=mode))
+    elsewhere = match(batch[0], batch, MatchSettings.of(mode), grid=GRID)
     assert np.array_equal(here.score, elsewhere.score)
     assert np.array_equal(here.marginal_error, elsewhere.marginal_error)
 
@@ -156,14 +192,13 @@ def test_only_the_images_with_numbers_that_are_not_finite_are_unreadable(seed: i
     scales = rng.random((5, 19)).astype(np.float32)
     embeddings[1, rng.integers(dim)] = poison
     scales[3, rng.integers(19)] = poison
-    rounded, readable = np.empty((5, dim), np.int8), np.empty(5, np.bool_)
-    product_kernels.round_embeddings(embeddings, scales, rounded, readable)
+    digits, readable = np.empty((5, 4, dim), np.int8), np.empty(5, np.bool_)
+    product_kernels.split_embeddings(embeddings, scales, digits, readable)
     assert readable.tolist() == [True, False, True, False, True]
-    assert not rounded[[1, 3]].any()
+    assert not digits[[1, 3]].any()
     assert not scales[[1, 3]].any()
     for p in (0, 2, 4):
-        factor = np.float32(127) / np.abs(embeddings[p]).max()
-        assert np.array_equal(rounded[p], np.rint(embeddings[p] * factor).astype(np.int8))
+        assert 63 <= np.abs(digits[p, 0]).max() <= 127
 
 
 def test_without_a_folder_to_keep_it_in_a_kernel_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

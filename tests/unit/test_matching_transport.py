@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matchflow_matching import (
+    CellGrid,
     FeatureBatch,
     Features,
     Marginals,
@@ -23,6 +24,8 @@ from matchflow_matching import (
     quantise,
     reference,
 )
+from matchflow_matching.matchers import MATCHERS
+from matchflow_matching.positions import squared_distances
 from matching_strategies import SETTINGS, pairs, random_batch, reference_pair
 
 if TYPE_CHECKING:
@@ -255,7 +258,7 @@ def test_an_image_matches_itself_best() -> None:
     pair=pairs(),
     poison=st.sampled_from([np.nan, np.inf, -np.inf, 3e38, 65504.0]),
     where=st.sampled_from(["embeddings", "scales"]),
-    mode=st.sampled_from(MatchMode),
+    mode=st.sampled_from(sorted(MATCHERS)),
 )
 def test_a_damaged_candidate_never_gives_a_number_that_is_not_finite(
     pair: tuple[Features, FeatureBatch], poison: float, where: str, mode: MatchMode
@@ -263,14 +266,46 @@ def test_a_damaged_candidate_never_gives_a_number_that_is_not_finite(
     query, candidates = pair
     if mode is MatchMode.SAME_CELL and len(query.cells) != candidates.cells.shape[1]:
         candidates = one(query)
-    sound = match(query, candidates, MatchSettings(mode=mode))
+    grid, image_grid = CellGrid(rows=len(query.cells), columns=1), CellGrid(rows=candidates.cells.shape[1], columns=1)
+    sound = match(query, candidates, MatchSettings.of(mode), grid=grid, image_grid=image_grid)
     damaged = FeatureBatch.stack([candidates[n] for n in range(len(candidates))])
     with np.errstate(over="ignore"):
         getattr(damaged, where)[0, ...] = np.array(poison).astype(getattr(damaged, where).dtype)
-    matches = match(query, damaged, MatchSettings(mode=mode))
+    matches = match(query, damaged, MatchSettings.of(mode), grid=grid, image_grid=image_grid)
     for name in ("cosine", "structural", "score"):
         assert np.isfinite(getattr(matches, name)).all()
         assert np.array_equal(getattr(matches, name)[1:], getattr(sound, name)[1:])
     if not np.isfinite(getattr(damaged, where)[0]).all():
-        assert matches.cosine[0] == matches.structural[0] == -1
+        assert matches.cosine[0] == -1
+        assert matches.structural[0] == -1 - MatchSettings.of(mode).spatial_weight
         assert not matches.converged[0]
+
+
+@few
+@given(seed=st.integers(0, 2**32), weight=st.sampled_from([0.0, 0.3, 1.0]), limit=st.integers(1, 40))
+def test_over_relaxed_updates_end_with_a_plain_one_wherever_they_are_cut_off(
+    seed: int, weight: float, limit: int
+) -> None:
+    batch = random_batch(np.random.default_rng(seed), 4, 16, 32, 3.0)
+    chosen = MatchSettings.of(MatchMode.POSITION_AWARE, spatial_weight=weight, max_iterations=limit, tolerance=1e-6)
+    matches = match(batch[0], batch, chosen, grid=CellGrid(rows=4, columns=4))
+    for n in range(4):
+        plan = explain(batch[0], batch[n], chosen, grid=CellGrid(rows=4, columns=4)).plan.astype(np.float64)
+        weights = reference_pair(batch[0], batch[n], chosen)
+        np.testing.assert_allclose(plan.sum(axis=0), weights.query_weights, atol=2e-6)
+        violation = np.abs(plan.sum(axis=1) - weights.image_weights).sum()
+        assert violation == pytest.approx(matches.marginal_error[n], abs=3e-6)
+        assert matches.iterations[n] <= limit
+
+
+def test_over_relaxation_halves_the_iterations_of_slow_pairs() -> None:
+    batch = random_batch(np.random.default_rng(0), 60, 16, 32, 3.0)
+    chosen = MatchSettings.of(MatchMode.POSITION_AWARE, tolerance=1e-5, max_iterations=10_000)
+    distances = squared_distances(CellGrid(rows=4, columns=4), CellGrid(rows=4, columns=4)).astype(np.float64)
+    matches = match(batch[0], batch, chosen, grid=CellGrid(rows=4, columns=4))
+    plain = np.array(
+        [reference_pair(batch[0], batch[n], chosen, distances=distances).plan.iterations for n in range(60)]
+    )
+    slow = plain > 20
+    assert slow.any()
+    assert matches.iterations[slow].mean() < plain[slow].mean() / 2
