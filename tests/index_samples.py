@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from matchflow_index import GallerySpec, NewImage
-from matchflow_matching import CellGrid, FeatureBatch, match
+from matchflow_index import GallerySpec, ImageRecord, NewImage
+from matchflow_index.coarse import CoarseIndex
+from matchflow_index.records import RowLayout
+from matchflow_index.shelf import Shelf
+from matchflow_index.slab import CellSlab
+from matchflow_index.truth import Change, ChangeKind
+from matchflow_matching import CellGrid, FeatureBatch, MatchMode, MatchSettings, match
 from matching_strategies import random_batch
 
 if TYPE_CHECKING:
@@ -62,21 +68,63 @@ def new_images(count: int, seed: int = 0, prefix: str = "image") -> list[NewImag
     ]
 
 
-def naive_search(images: Sequence[NewImage], query: SearchQuery) -> list[tuple[str, float]]:
-    """Return (image id, score) of the answer, by sorting everything."""
+@dataclass(frozen=True)
+class Shelved:
+    """A shelf in memory with what it holds, by image id; use it in a `with` statement."""
+
+    shelf: Shelf
+    images: dict[str, Features]
+
+    @classmethod
+    def of(cls, images: Mapping[str, Features], *, deleted: Sequence[str] = ()) -> Shelved:
+        """Put images of one size without any check, then delete some."""
+        layout = RowLayout(cells=GRID.size, dim=DIM)
+        slab = CellSlab.private(layout)
+        shelf = Shelf(slab=slab, coarse=CoarseIndex(DIM), row_ids=np.empty(0, np.int64), records=[], sequence=0)
+        slab.write([layout.pack(features) for features in images.values()])
+        records = [
+            ImageRecord(image_id=name, row_id=k, content_hash="", labels={}, width_px=0, height_px=0, update_time_s=0.0)
+            for k, name in enumerate(images)
+        ]
+        puts = [
+            (Change(sequence=k + 1, kind=ChangeKind.PUT, image_id=record.image_id, row_id=record.row_id), record)
+            for k, record in enumerate(records)
+        ]
+        start = len(puts) + 1
+        removals = [
+            (Change(sequence=start + k, kind=ChangeKind.REMOVE, image_id=name, row_id=0), None)
+            for k, name in enumerate(deleted)
+        ]
+        shelf.apply([*puts, *removals])
+        return cls(shelf=shelf, images={name: images[name] for name in images if name not in deleted})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shelf.slab.close()
+
+
+def naive_search(
+    images: Sequence[NewImage], query: SearchQuery, *, grid: CellGrid = GRID, exhaustive: bool = False
+) -> list[tuple[str, float]]:
+    """Return (image id, score) of the answer, by sorting everything; exhaustive: all are matched, not only `depth`."""
     kept = [
         image
         for image in images
         if image.image_id not in query.filter.exclude and all(c.accepts(image.labels) for c in query.filter.labels)
     ]
-    assert query.settings is not None
-    scored = []
-    for image in kept:
-        matches = match(query.features, FeatureBatch.stack([image.features]), query.settings)
-        scored.append((image.image_id, float(matches.cosine[0]), float(matches.score[0])))
-    coarse = sorted(scored, key=lambda entry: (-entry[1], entry[0]))[: max(query.depth, query.top_k)]
-    head = sorted(coarse[: query.depth], key=lambda entry: (-entry[2], entry[0]))
-    ranking = [(name, score) for name, _, score in head] + [(name, cosine) for name, cosine, _ in coarse[query.depth :]]
+    if not kept:
+        return []
+    settings = query.settings or MatchSettings(mode=MatchMode.COSINE, global_weight=1)
+    matches = match(query.features, FeatureBatch.stack([image.features for image in kept]), settings, grid=grid)
+    scores = matches.cosine if settings.mode is MatchMode.COSINE else matches.score
+    names = [image.image_id for image in kept]
+    scored = list(zip(names, matches.cosine.tolist(), scores.tolist(), strict=True))
+    depth = len(scored) if exhaustive else query.depth
+    coarse = sorted(scored, key=lambda entry: (-entry[1], entry[0]))[: max(depth, query.top_k)]
+    head = sorted(coarse[:depth], key=lambda entry: (-entry[2], entry[0]))
+    ranking = [(name, score) for name, _, score in head] + [(name, cosine) for name, cosine, _ in coarse[depth:]]
     return [(name, score) for name, score in ranking if query.min_score is None or score >= query.min_score][
         : query.top_k
     ]

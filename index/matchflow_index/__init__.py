@@ -1,5 +1,6 @@
 """Galleries: durable truth, coarse vectors and cell maps, two-stage search, evaluation. Knows no wire."""
 
+from matchflow_index.answers import Certificate, Hit, SearchAnswer, SearchTimings
 from matchflow_index.errors import (
     BundleMismatchError,
     FeaturesRejectedError,
@@ -14,8 +15,10 @@ from matchflow_index.errors import (
 from matchflow_index.evaluation import METHODS, EvaluationReport, LabelledImages, Method, Metrics, evaluate
 from matchflow_index.filters import ImageFilter, LabelCondition
 from matchflow_index.gallery import Gallery
+from matchflow_index.match_defaults import MatchDefaults
+from matchflow_index.queries import SearchQuery
+from matchflow_index.rankings import RerankState
 from matchflow_index.records import GallerySpec, ImageRecord, KnownImage, NewImage, PutOutcome, PutResult
-from matchflow_index.search import Certificate, Hit, RerankState, SearchAnswer, SearchQuery, SearchTimings
 from matchflow_index.store import GalleryStore
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "KnownImage",
     "LabelCondition",
     "LabelledImages",
+    "MatchDefaults",
     "Method",
     "Metrics",
     "NewImage",

@@ -8,6 +8,7 @@ import faiss
 import numpy as np
 
 from matchflow_index.errors import CacheDamagedError
+from matchflow_matching import global_cosines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,6 +48,13 @@ class CoarseIndex:
         values, slots = self._index.search(embedding[None], min(count, self.size), params=parameters)
         found = slots[0] >= 0
         return slots[0][found], values[0][found]
+
+    def cosines(self, embedding: NDArray[np.float32], slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the cosines of some slots [n >= 1] in ascending order, float32 [n], as `match` computes them."""
+        # A view of what FAISS holds: valid until the next `add`.
+        stored = faiss.rev_swig_ptr(self._index.get_xb(), self.size * self._index.d).reshape(self.size, -1)
+        whole = int(slots[-1] - slots[0]) + 1 == len(slots)
+        return global_cosines(embedding, stored[slots[0] : slots[-1] + 1] if whole else stored[slots])
 
     def encode(self) -> bytes:
         """Return the index as FAISS writes it."""

@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from matchflow_matching import FeatureBatch, Features
+    from matchflow_matching import CellGrid, FeatureBatch, Features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledImages:
-    """N images with their labels, wherever they come from."""
+    """N images with their labels, wherever they come from; all are cut into `grid`."""
 
     image_ids: tuple[str, ...]
     labels: tuple[Mapping[str, str], ...]
+    grid: CellGrid
     features: FeatureBatch
 
 
@@ -48,9 +49,17 @@ class Method:
 METHODS = (
     Method(name="cosine", settings=MatchSettings(mode=MatchMode.COSINE)),
     Method(name="max_sim", settings=MatchSettings(mode=MatchMode.MAX_SIM, global_weight=0.0)),
+    Method(name="chamfer", settings=MatchSettings(mode=MatchMode.CHAMFER, global_weight=0.0)),
     Method(name="same_cell", settings=MatchSettings(mode=MatchMode.SAME_CELL, global_weight=0.0)),
+    Method(name="stripes", settings=MatchSettings(mode=MatchMode.STRIPES, global_weight=0.0)),
     Method(name="structural", settings=MatchSettings(mode=MatchMode.STRUCTURAL, global_weight=0.0)),
     Method(name="structural_plus_cosine", settings=MatchSettings(mode=MatchMode.STRUCTURAL, global_weight=1.0)),
+    Method(name="position_aware", settings=MatchSettings.of(MatchMode.POSITION_AWARE)),
+)
+# Ten times the time per pair of the slowest above: ranking a gallery of thousands by them takes many minutes.
+EXACT_METHODS = (
+    Method(name="earth_mover", settings=MatchSettings.of(MatchMode.EARTH_MOVER)),
+    Method(name="partial", settings=MatchSettings.of(MatchMode.PARTIAL)),
 )
 
 
@@ -93,6 +102,38 @@ class EvaluationReport:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurements:
+    """What each query gave.
+
+    queries [Q]: the places of the queries in the images, without those that were skipped. values float64 [Q, M, 3]:
+    P@1, R-Precision and MAP@R of each of `methods`. The counts are those of EvaluationReport.
+    """
+
+    methods: tuple[str, ...]
+    queries: NDArray[np.intp]
+    values: NDArray[np.float64]
+    classes: int
+    gallery: int
+    skipped: int
+    depth: int
+
+    def report(self) -> EvaluationReport:
+        """Return the means over the queries; zeros when no query could be measured."""
+        means = self.values.sum(axis=0) / max(1, len(self.values))
+        return EvaluationReport(
+            classes=self.classes,
+            gallery=self.gallery,
+            queries=len(self.queries),
+            skipped=self.skipped,
+            depth=self.depth,
+            methods={
+                name: Metrics(p_at_1=p_at_1, r_precision=r_precision, map_at_r=map_at_r)
+                for name, (p_at_1, r_precision, map_at_r) in zip(self.methods, means.tolist(), strict=True)
+            },
+        )
+
+
 def silent(done: int, total: int) -> None:
     """Tell nobody about the progress."""
 
@@ -107,6 +148,28 @@ def evaluate(
     depth: int = 0,
     progress: Callable[[int, int], None] = silent,
 ) -> EvaluationReport:
+    """Rank the gallery for every query by every method and return the means; see `measure_queries`."""
+    return measure_queries(
+        images,
+        class_field=class_field,
+        query_field=query_field,
+        query_values=query_values,
+        methods=methods,
+        depth=depth,
+        progress=progress,
+    ).report()
+
+
+def measure_queries(
+    images: LabelledImages,
+    *,
+    class_field: str,
+    query_field: str | None = None,
+    query_values: frozenset[str] = frozenset(),
+    methods: Sequence[Method] = METHODS,
+    depth: int = 0,
+    progress: Callable[[int, int], None] = silent,
+) -> Measurements:
     """Rank the gallery for every query by every method.
 
     Images with one of `query_values` in label `query_field` are the queries, against all images that have none of them;
@@ -116,25 +179,30 @@ def evaluate(
     """
     if depth < 0:
         raise InvalidQueryError(f"depth must be at least 0; got {depth}")
-    ground = _Ground.of(images, class_field)
+    classes = _codes([labels.get(class_field) for labels in images.labels])
     asks = np.array([query_field is None or each.get(query_field) in query_values for each in images.labels], bool)
-    queries, gallery_size = np.flatnonzero(asks), len(asks) - 1 if query_field is None else int((~asks).sum())
+    searched = np.arange(len(asks)) if query_field is None else np.flatnonzero(~asks)
+    # Who is searched beside its own query is left out of the ranking, not out of the batch that is matched.
+    queries, gallery_size = np.flatnonzero(asks), len(searched) - int(query_field is None)
     if not len(queries) or gallery_size < 1:
         raise InvalidQueryError(f"expected queries and a gallery; got {len(queries)} queries and {gallery_size} images")
-    measured: list[list[tuple[float, float, float]]] = []
+    gallery = _Gallery.of(images, searched)
+    measured: dict[int, list[tuple[float, float, float]]] = {}
     for done, query in enumerate(queries.tolist(), start=1):
-        gallery = np.flatnonzero(~asks) if query_field is not None else np.delete(np.arange(len(asks)), query)
-        relevant = (ground.classes[gallery] == ground.classes[query]) & (ground.classes[gallery] >= 0)
+        relevant = (classes[searched] == classes[query]) & (classes[searched] >= 0) & (searched != query)
         if relevant.any():
-            measured.append([measure(relevant[order]) for order in ground.rankings(query, gallery, methods, depth)])
+            own = query if query_field is None else None
+            orders = gallery.rankings(images.features[query], own, methods, depth)
+            measured[query] = [measure(relevant[order]) for order in orders]
         progress(done, len(queries))
-    return EvaluationReport(
-        classes=len(set(ground.classes[queries].tolist()) - {-1}),
+    return Measurements(
+        methods=tuple(method.name for method in methods),
+        queries=np.array(list(measured), np.intp),
+        values=np.array(list(measured.values()), np.float64).reshape(-1, len(methods), 3),
+        classes=len(set(classes[queries].tolist()) - {-1}),
         gallery=gallery_size,
-        queries=len(measured),
         skipped=len(queries) - len(measured),
         depth=depth,
-        methods=_means(methods, measured),
     )
 
 
@@ -153,52 +221,50 @@ def measure(relevant: NDArray[np.bool_]) -> tuple[float, float, float]:
     return float(head[0]), float(head.mean()), float((precisions * head).sum() / r)
 
 
-def _means(methods: Sequence[Method], measured: list[list[tuple[float, float, float]]]) -> dict[str, Metrics]:
-    """Return each method's means; zeros when no query could be measured."""
-    sums = np.array(measured, np.float64).reshape(-1, len(methods), 3)
-    means = sums.sum(axis=0) / max(1, len(sums))
-    return {
-        method.name: Metrics(p_at_1=p_at_1, r_precision=r_precision, map_at_r=map_at_r)
-        for method, (p_at_1, r_precision, map_at_r) in zip(methods, means.tolist(), strict=True)
-    }
+def _codes(names: Sequence[str | None]) -> NDArray[np.intp]:
+    """Return a number for each name, the same for equal ones; -1 for none."""
+    codes: dict[str, int] = {}
+    return np.array([-1 if name is None else codes.setdefault(name, len(codes)) for name in names], np.intp)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ground:
-    """What rankings are made of: features, the place of each image in the order of ids, and its class (-1: none)."""
+class _Gallery:
+    """What is ranked: features, and the place of each image in the order of ids."""
 
     features: FeatureBatch
+    grid: CellGrid
     places: NDArray[np.intp]
-    classes: NDArray[np.intp]
 
     @classmethod
-    def of(cls, images: LabelledImages, class_field: str) -> _Ground:
+    def of(cls, images: LabelledImages, rows: NDArray[np.intp]) -> _Gallery:
         places = np.empty(len(images.image_ids), np.intp)
         places[sorted(range(len(places)), key=lambda k: images.image_ids[k])] = np.arange(len(places))
-        codes: dict[str, int] = {}
-        classes = [
-            -1 if (name := each.get(class_field)) is None else codes.setdefault(name, len(codes))
-            for each in images.labels
-        ]
-        return cls(features=images.features, places=places, classes=np.array(classes, np.intp))
+        everything = len(rows) == len(places)
+        features = images.features if everything else images.features.take(rows)
+        return cls(features=features, grid=images.grid, places=places[rows])
 
     def rankings(
-        self, query: int, gallery: NDArray[np.intp], methods: Sequence[Method], depth: int
+        self, query: Features, own: int | None, methods: Sequence[Method], depth: int
     ) -> list[NDArray[np.intp]]:
-        """Return, per method, the positions in `gallery` from best to worst."""
-        features = self.features[query]
-        cosines = global_cosines(features.embedding, self.features.embeddings[gallery])
-        coarse = np.lexsort((self.places[gallery], -cosines))
-        head = coarse[: depth or len(coarse)]
-        candidates = self.features.take(gallery[head])
-        places = self.places[gallery[head]]
+        """Return, per method, the positions from best to worst, without position `own`."""
+        cosines = global_cosines(query.embedding, self.features.embeddings)
+        coarse = self._order(cosines, own)
+        if not 0 < depth < len(coarse):
+            return [self._order(scores, own) for scores in method_scores(query, self.features, self.grid, methods)]
+        head = coarse[:depth]
         return [
-            np.concatenate([head[np.lexsort((places, -scores))], coarse[len(head) :]])
-            for scores in method_scores(features, candidates, methods)
+            np.concatenate([head[np.lexsort((self.places[head], -scores))], coarse[depth:]])
+            for scores in method_scores(query, self.features.take(head), self.grid, methods)
         ]
 
+    def _order(self, scores: NDArray[np.float32], own: int | None) -> NDArray[np.intp]:
+        order = np.lexsort((self.places, -scores))
+        return order if own is None else order[order != own]
 
-def method_scores(features: Features, candidates: FeatureBatch, methods: Sequence[Method]) -> list[NDArray[np.float32]]:
+
+def method_scores(
+    features: Features, candidates: FeatureBatch, grid: CellGrid, methods: Sequence[Method]
+) -> list[NDArray[np.float32]]:
     """Return the scores float32 [N] of each method, as `match` gives them.
 
     Methods that differ only in the weight of the cosine share one run of the solver.
@@ -208,6 +274,6 @@ def method_scores(features: Features, candidates: FeatureBatch, methods: Sequenc
     for method in methods:
         weight, settings = method.settings.global_weight, replace(method.settings, global_weight=0.0)
         if settings not in runs:
-            runs[settings] = match(features, candidates, settings)
+            runs[settings] = match(features, candidates, settings, grid=grid)
         scores.append(runs[settings].structural + np.float32(weight) * runs[settings].cosine)
     return scores

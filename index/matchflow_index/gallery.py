@@ -13,15 +13,17 @@ import numpy as np
 from matchflow_index.checks import check_features, check_image, check_labels
 from matchflow_index.errors import BundleMismatchError, ImageNotFoundError
 from matchflow_index.evaluation import LabelledImages
+from matchflow_index.match_defaults import MatchDefaults
 from matchflow_index.records import ImageRecord, KnownImage, PutOutcome, PutResult, RowLayout
 from matchflow_index.search import search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from matchflow_index.answers import SearchAnswer
     from matchflow_index.caches import GalleryCaches
+    from matchflow_index.queries import SearchQuery
     from matchflow_index.records import GallerySpec, NewImage
-    from matchflow_index.search import SearchAnswer, SearchQuery
     from matchflow_index.truth import Change, StoredGallery, Transaction, Truth
     from matchflow_matching.features import Features
 
@@ -45,6 +47,8 @@ class Gallery:
         self._caches = caches
         self._layout = RowLayout.of(stored.spec)
         self._writer = threading.Lock()
+        self._match_defaults: MatchDefaults | None = None
+        self._setting_defaults = threading.Lock()
         with truth.read(stored) as snapshot:
             self._shelf = caches.open_shelf(snapshot)
 
@@ -64,6 +68,29 @@ class Gallery:
         """The last change that searches see; 0 for none."""
         with self._shelf.lock.reading():
             return self._shelf.sequence
+
+    @property
+    def match_defaults(self) -> MatchDefaults:
+        """What a search that does not say how to match means here: the paper's way unless something else was set.
+
+        Read from the store by the first who asks; StoreUnavailableError when what it holds can't be read.
+        """
+        found = self._match_defaults
+        if found is None:
+            # Not the lock of the images: nobody should wait here for a large put.
+            with self._setting_defaults:
+                found = self._match_defaults = self._match_defaults or self._read_match_defaults()
+        return found
+
+    def _read_match_defaults(self) -> MatchDefaults:
+        stored = self._truth.match_defaults(self._stored)
+        return MatchDefaults() if stored is None else MatchDefaults.decode(stored, self.spec.gallery_id)
+
+    def set_match_defaults(self, defaults: MatchDefaults | None) -> None:
+        """Store other defaults; on disk when this returns. None: the paper's again. StoreUnavailableError."""
+        with self._setting_defaults:
+            self._truth.set_match_defaults(self._stored, None if defaults is None else defaults.encode())
+            self._match_defaults = defaults or MatchDefaults()
 
     def require_bundle(self, digest: str) -> None:
         """Raise BundleMismatchError unless the gallery is pinned to this bundle."""
@@ -194,7 +221,7 @@ class Gallery:
     def search(self, query: SearchQuery) -> SearchAnswer:
         """Find images; see `search.search`. Raises InvalidQueryError, FeaturesRejectedError."""
         check_features(query.features, self.spec, "the query")
-        return search(self._shelf, query)
+        return search(self._shelf, query, self.spec.grid)
 
     def labelled_images(self) -> LabelledImages:
         """Return everything in the gallery, copied, in order of row id: what `evaluate` works on."""
@@ -205,6 +232,7 @@ class Gallery:
         return LabelledImages(
             image_ids=tuple(record.image_id for record in records),
             labels=tuple(record.labels for record in records),
+            grid=self.spec.grid,
             features=features,
         )
 

@@ -7,7 +7,7 @@ open in the process, so transactions take one side of a read/write lock and grow
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import lmdb
@@ -34,11 +34,15 @@ class LmdbEnvironment:
         path: Path,
         databases: Sequence[str],
         *,
+        added: Sequence[str] = (),
         read_only: bool,
         map_bytes: int = INITIAL_MAP_BYTES,
         max_map_bytes: int = MAX_MAP_BYTES,
     ) -> None:
-        """Open it, and create it unless read-only; StoreUnavailableError when that can't be done."""
+        """Open it, and create it unless read-only; StoreUnavailableError when that can't be done.
+
+        `added` are databases that older environments don't have: who only reads then finds none of that name.
+        """
         self._path = path
         self._read_only = read_only
         self._max_map_bytes = max_map_bytes
@@ -53,7 +57,7 @@ class LmdbEnvironment:
             self._env: Any = lmdb.open(
                 os.fspath(path),
                 map_size=min(map_bytes, max_map_bytes),
-                max_dbs=len(databases),
+                max_dbs=len(databases) + len(added),
                 max_readers=MAX_READERS,
                 readonly=read_only,
                 create=not read_only,
@@ -63,6 +67,9 @@ class LmdbEnvironment:
         try:
             with self._explained():
                 self.databases = {name: self._env.open_db(name.encode(), create=not read_only) for name in databases}
+                for name in added:
+                    with suppress(lmdb.NotFoundError):
+                        self.databases[name] = self._env.open_db(name.encode(), create=not read_only)
         except StoreUnavailableError:
             self._env.close()
             raise

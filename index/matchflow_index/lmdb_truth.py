@@ -6,6 +6,7 @@ images        number u32, image key               record as JSON
 rows          number u32, row id u64              features
 thumbnails    number u32, row id u64              picture
 log           number u32, sequence u64            change as JSON
+defaults      number u32                          match defaults, as they were given
 counters      number u32, or a name               u64
 doomed        number u32                          nothing: galleries that are deleted but not yet swept
 
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DATABASES = ("galleries", "images", "rows", "thumbnails", "log", "counters", "doomed")
-PER_GALLERY = ("images", "rows", "thumbnails", "log")
+# Stores from before there were match defaults have none.
+ADDED_DATABASES = ("defaults",)
+PER_GALLERY = ("images", "rows", "thumbnails", "log", "defaults")
 FORMAT = 1
 SWEEP_KEYS = 5_000
 
@@ -52,7 +55,12 @@ class LmdbTruth:
     ) -> None:
         """Open it; a writer creates what is missing and ends deletions that were cut off."""
         self._env = LmdbEnvironment(
-            path, DATABASES, read_only=read_only, map_bytes=map_bytes, max_map_bytes=max_map_bytes
+            path,
+            DATABASES,
+            added=ADDED_DATABASES,
+            read_only=read_only,
+            map_bytes=map_bytes,
+            max_map_bytes=max_map_bytes,
         )
         self._databases = self._env.databases
         try:
@@ -149,6 +157,26 @@ class LmdbTruth:
             return work(LmdbView(txn, self._databases, gallery))
 
         return self._env.write(guarded)
+
+    def match_defaults(self, gallery: StoredGallery) -> bytes | None:
+        """Return what `set_match_defaults` stored."""
+        database = self._databases.get("defaults")
+        with self._env.reading() as txn:
+            self._check_exists(txn, gallery)
+            found: bytes | None = None if database is None else txn.get(U32.pack(gallery.number), db=database)
+            return found
+
+    def set_match_defaults(self, gallery: StoredGallery, defaults: bytes | None) -> None:
+        """Store a gallery's match defaults; None: forget them."""
+
+        def work(txn: Any) -> None:
+            self._check_exists(txn, gallery)
+            if defaults is None:
+                txn.delete(U32.pack(gallery.number), db=self._databases["defaults"])
+            else:
+                txn.put(U32.pack(gallery.number), defaults, db=self._databases["defaults"])
+
+        self._env.write(work)
 
     def _check_exists(self, txn: Any, gallery: StoredGallery) -> None:
         found = txn.get(gallery.spec.gallery_id.encode(), db=self._databases["galleries"])

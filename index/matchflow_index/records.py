@@ -145,12 +145,16 @@ class RowLayout:
         return FeatureBatch(
             embeddings=self.embeddings(rows),
             cells=rows[:, first:second].copy().view(np.int8).reshape(n, self.cells, self.dim),
-            scales=rows[:, second:].copy().view("<f2").astype(np.float16, copy=False),
+            scales=self.scales(rows),
         )
 
     def embeddings(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the embeddings float32 [N, D] of rows uint8 [N, size_bytes], copied."""
         return rows[:, : 4 * self.dim].copy().view("<f4").astype(np.float32, copy=False)
+
+    def scales(self, rows: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Return the scales float16 [N, R] of rows uint8 [N, size_bytes], copied."""
+        return rows[:, (4 + self.cells) * self.dim :].copy().view("<f2").astype(np.float16, copy=False)
 
 
 def compact_json(value: object) -> bytes:

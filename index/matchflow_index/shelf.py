@@ -52,6 +52,9 @@ class Shelf:
         self._row_ids.extend(row_ids)
         self._live = GrowingArray(np.bool_)
         self._live.extend(np.array([record is not None for record in records], np.bool_))
+        self._cell_norms = GrowingArray(np.float32)
+        self._cell_norms.extend(np.where(self._live.values, slab.cell_norms(0, slab.size), np.float32(0)))
+        self._longest_cell: float | None = None
         self._labels = LabelColumns()
         self._labels.extend([{} if record is None else record.labels for record in records])
         self._slots = {record.image_id: slot for slot, record in enumerate(records) if record is not None}
@@ -70,6 +73,20 @@ class Shelf:
     def live_slots(self) -> NDArray[np.int64]:
         """The slots that hold an image, in ascending order."""
         return np.flatnonzero(self._live.values)
+
+    @property
+    def cell_norms(self) -> NDArray[np.float32]:
+        """The length of the longest cell of each slot, float32 [slots]; 0 for the dead."""
+        return self._cell_norms.values
+
+    @property
+    def longest_cell(self) -> float:
+        """The length of the longest cell of all images; 0 without images."""
+        # Two readers may both look for it: they find the same.
+        found = self._longest_cell
+        if found is None:
+            found = self._longest_cell = float(self._cell_norms.values.max(initial=0))
+        return found
 
     def slot(self, image_id: str) -> int | None:
         """Return the slot of an image."""
@@ -114,8 +131,12 @@ class Shelf:
         if not records:
             return
         # First what can fail for want of memory: slots must mean the same everywhere.
-        self.coarse.add(self.slab.embeddings(self.slab.size, self.slab.size + len(records)))
+        start, stop = self.slab.size, self.slab.size + len(records)
+        norms = self.slab.cell_norms(start, stop)
+        self.coarse.add(self.slab.embeddings(start, stop))
         self.slab.publish(len(records))
+        self._cell_norms.extend(norms)
+        self._longest_cell = max(self.longest_cell, float(norms.max()))
         self._row_ids.extend(np.array([record.row_id for record in records], np.int64))
         self._live.extend(np.ones(len(records), np.bool_))
         self._labels.extend([record.labels for record in records])
@@ -124,4 +145,7 @@ class Shelf:
     def _bury(self, image_id: str, slot: int) -> None:
         del self._slots[image_id]
         self._live.values[slot] = False
+        if self._cell_norms.values[slot] == self._longest_cell:
+            self._longest_cell = None
+        self._cell_norms.values[slot] = 0
         self.records[slot] = None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from matchflow_index.cell_norms import row_cell_norms
 from matchflow_index.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
     from matchflow_matching.features import FeatureBatch
 
 SMALLEST_ROWS = 256
-CHECKSUM_ROWS = 4096
+STEP_ROWS = 4096
 
 
 class CellSlab:
     """Rows of features in slot order.
 
-    One thread appends; others may read slots below `size` at the same time, whatever happens to the file's length.
+    One thread appends; others may read slots below `size` at the same time, whatever happens to the file's length, and
+    after `close`: a slot is written once, and whoever reads keeps the mapping alive that it reads from.
     """
 
     def __init__(self, layout: RowLayout, descriptor: int, size: int) -> None:
@@ -39,7 +41,7 @@ class CellSlab:
         self.layout = layout
         self.size = size
         self._descriptor = descriptor
-        self._rows: NDArray[np.uint8] = np.empty((0, layout.size_bytes), np.uint8)
+        self._rows: NDArray[np.uint8] = np.frombuffer(b"", np.uint8).reshape(0, layout.size_bytes)
         self._checked = (0, 0)
         if size:
             self._map(size)
@@ -103,11 +105,19 @@ class CellSlab:
         """Return the embeddings float32 [stop - start, D] of a range of slots."""
         return self.layout.embeddings(self._rows[start:stop])
 
+    def cell_norms(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the length of the longest cell of a range of slots, float32 [stop - start]; see row_cell_norms."""
+        norms = np.empty(stop - start, np.float32)
+        for at in range(start, stop, STEP_ROWS):
+            end = min(at + STEP_ROWS, stop)
+            norms[at - start : end - start] = row_cell_norms(self._rows[at:end], self.layout)
+        return norms
+
     def checksum(self) -> int:
         """Return the CRC-32 of all slots; only those that are new since the last call are read."""
         value, done = self._checked
-        for start in range(done, self.size, CHECKSUM_ROWS):
-            value = zlib.crc32(self._rows[start : min(start + CHECKSUM_ROWS, self.size)].data, value)
+        for start in range(done, self.size, STEP_ROWS):
+            value = zlib.crc32(self._rows[start : min(start + STEP_ROWS, self.size)].data, value)
         self._checked = (value, self.size)
         return value
 

@@ -12,6 +12,7 @@ import shutil
 import threading
 from typing import TYPE_CHECKING, Self
 
+from matchflow_index import cell_norms
 from matchflow_index.caches import GalleryCaches
 from matchflow_index.errors import GalleryNotFoundError, StoreUnavailableError
 from matchflow_index.gallery import Gallery
@@ -57,6 +58,7 @@ class GalleryStore:
         was first asked for. `map_bytes` is where LMDB's map starts and `max_map_bytes` where it stops growing.
         Raises StoreUnavailableError: locked by another process, unreadable, full.
         """
+        cell_norms.warm_up()
         lock = None
         if not read_only:
             try:

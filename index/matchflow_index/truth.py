@@ -1,8 +1,9 @@
 """What a truth is: the one transactional store that every cache is derived from, and nothing else is believed.
 
 Layout, whatever the engine: specifications; per gallery its images (id -> record), rows (row id -> features),
-thumbnails (row id -> bytes) and an append-only log of changes (sequence -> change); counters. Row ids count up over
-the whole store and are never given twice; sequence numbers count up per gallery.
+thumbnails (row id -> bytes), an append-only log of changes (sequence -> change) and at most one note of match defaults
+(bytes; no change of an image, so not in the log); counters. Row ids count up over the whole store and are never given
+twice; sequence numbers count up per gallery.
 """
 
 from __future__ import annotations
@@ -128,6 +129,14 @@ class Truth(Protocol):
 
         `work` may run more than once (it must only depend on its transaction); an exception from it undoes all.
         """
+        ...
+
+    def match_defaults(self, gallery: StoredGallery) -> bytes | None:
+        """Return what `set_match_defaults` stored, None when there is nothing."""
+        ...
+
+    def set_match_defaults(self, gallery: StoredGallery, defaults: bytes | None) -> None:
+        """Store a gallery's match defaults, on disk when this returns; None: forget them."""
         ...
 
     def close(self) -> None:

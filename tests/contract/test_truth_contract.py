@@ -304,6 +304,45 @@ def test_many_threads_write_and_read_while_the_store_grows(truth: Truth, gallery
         assert [change.sequence for change in snapshot.changes(0)] == list(range(1, 61))
 
 
+def test_match_defaults_are_kept_as_they_were_given(reopen: Callable[[], Truth]) -> None:
+    truth = reopen()
+    gallery, other = truth.create(gallery_spec()), truth.create(gallery_spec("other"))
+    assert truth.match_defaults(gallery) is None
+    for value in (b"first", b"", b"\x00\xff" * 1000):
+        truth.set_match_defaults(gallery, value)
+        assert truth.match_defaults(gallery) == value
+        truth = reopen()
+        assert truth.match_defaults(gallery) == value
+    assert truth.match_defaults(other) is None
+    truth.set_match_defaults(gallery, None)
+    truth.set_match_defaults(gallery, None)
+    assert reopen().match_defaults(gallery) is None
+
+
+def test_match_defaults_are_no_change_of_an_image(truth: Truth, gallery: StoredGallery) -> None:
+    put(truth, gallery, "a")
+    truth.set_match_defaults(gallery, b"defaults")
+    with truth.read(gallery) as snapshot:
+        assert snapshot.sequence == len(list(snapshot.changes(0))) == len(list(snapshot.records())) == 1
+    assert truth.galleries() == [gallery]
+
+
+def test_match_defaults_go_with_their_gallery(reopen: Callable[[], Truth]) -> None:
+    truth = reopen()
+    gallery = truth.create(gallery_spec())
+    truth.set_match_defaults(gallery, b"defaults")
+    truth.delete("demo")
+    for _ in range(2):
+        with pytest.raises(GalleryNotFoundError):
+            truth.match_defaults(gallery)
+        for value in (b"others", None):
+            with pytest.raises(GalleryNotFoundError):
+                truth.set_match_defaults(gallery, value)
+        assert truth.match_defaults(truth.create(gallery_spec())) is None
+        truth.delete("demo")
+        truth = reopen()
+
+
 def test_a_closed_truth_says_so(truth: Truth, gallery: StoredGallery) -> None:
     truth.close()
     with pytest.raises(StoreUnavailableError):

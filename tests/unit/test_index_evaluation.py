@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index_samples import gallery_spec, new_image, sample_features
+from index_samples import GRID, gallery_spec, new_image, sample_features
 
 from matchflow_index import METHODS, GalleryStore, InvalidQueryError, LabelledImages, evaluate
-from matchflow_index.evaluation import measure, method_scores
-from matchflow_matching import FeatureBatch, match
+from matchflow_index.evaluation import EXACT_METHODS, measure, measure_queries, method_scores
+from matchflow_matching import FeatureBatch, MatchMode, match
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ def labelled(count: int, seed: int, classes: int, designers: int) -> LabelledIma
     copies = np.arange(count)
     copies[1::4] = copies[0::4][: len(copies[1::4])]
     return LabelledImages(
-        image_ids=tuple(f"image-{k:03}" for k in names), labels=tuple(labels), features=features.take(copies)
+        image_ids=tuple(f"image-{k:03}" for k in names), labels=tuple(labels), grid=GRID, features=features.take(copies)
     )
 
 
@@ -49,7 +49,7 @@ def naive_metrics(ranking: list[int], relevant: set[int]) -> tuple[float, float,
 def naive_ranking(images: LabelledImages, query: int, gallery: list[int], method: Method, depth: int) -> list[int]:
     def score(k: int) -> tuple[float, float]:
         batch = FeatureBatch.stack([images.features[k]])
-        matches = match(images.features[query], batch, method.settings)
+        matches = match(images.features[query], batch, method.settings, grid=GRID)
         return float(matches.cosine[0]), float(matches.score[0])
 
     scores = {k: score(k) for k in gallery}
@@ -100,6 +100,34 @@ def test_the_metrics_are_those_of_their_definitions(
         np.testing.assert_allclose((metrics.p_at_1, metrics.r_precision, metrics.map_at_r), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("by_designer", [False, True])
+def test_the_report_is_the_mean_over_the_queries_that_could_be_measured(*, by_designer: bool) -> None:
+    images = labelled(22, 5, 4, 2)
+    field, values = ("designer", frozenset({"d0"})) if by_designer else (None, frozenset[str]())
+    measured = measure_queries(images, class_field="class", query_field=field, query_values=values, depth=6)
+    assert measured.methods == tuple(method.name for method in METHODS)
+    assert measured.values.shape == (len(measured.queries), len(METHODS), 3)
+    # In order of the images; who has no class is among the skipped.
+    assert (np.diff(measured.queries) > 0).all()
+    asked = [images.labels[place] for place in measured.queries]
+    assert all("class" in labels and (not by_designer or labels["designer"] == "d0") for labels in asked)
+    report = evaluate(images, class_field="class", query_field=field, query_values=values, depth=6)
+    assert measured.report() == report
+    for column, method in enumerate(METHODS):
+        metrics = report.methods[method.name]
+        means = (metrics.p_at_1, metrics.r_precision, metrics.map_at_r)
+        np.testing.assert_allclose(measured.values[:, column].mean(axis=0), means, rtol=1e-12)
+
+
+def test_the_default_methods_leave_out_what_takes_minutes_and_no_mode_is_without_a_method() -> None:
+    modes = {method.settings.mode for method in METHODS}
+    exact = {method.settings.mode for method in EXACT_METHODS}
+    assert not modes & exact
+    assert modes | exact == set(MatchMode)
+    names = [method.name for method in METHODS + EXACT_METHODS]
+    assert len(set(names)) == len(names)
+
+
 @given(relevant=st.lists(st.booleans(), min_size=1, max_size=30).filter(any))
 def test_one_ranking_is_measured_as_defined(relevant: list[bool]) -> None:
     places = {k for k, each in enumerate(relevant) if each}
@@ -116,8 +144,9 @@ def test_a_perfect_ranking_measures_one_and_the_worst_zero(r: int, rest: int) ->
 
 def test_methods_share_the_solver_without_changing_a_bit() -> None:
     batch = sample_features(40)
-    for method, scores in zip(METHODS, method_scores(batch[0], batch, METHODS), strict=True):
-        np.testing.assert_array_equal(scores, match(batch[0], batch, method.settings).score)
+    methods = METHODS + EXACT_METHODS
+    for method, scores in zip(methods, method_scores(batch[0], batch, GRID, methods), strict=True):
+        np.testing.assert_array_equal(scores, match(batch[0], batch, method.settings, grid=GRID).score)
 
 
 def test_a_gallery_is_evaluated_like_the_same_images_in_memory(tmp_path: Path) -> None:

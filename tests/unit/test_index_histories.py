@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from dataclasses import replace
@@ -18,14 +19,18 @@ from matchflow_index import (
     GalleryStore,
     ImageFilter,
     LabelCondition,
+    MatchDefaults,
     NewImage,
     PutOutcome,
     SearchQuery,
     evaluate,
 )
+from matchflow_index.limits import longest_cell
 from matchflow_matching import MatchMode, MatchSettings
 
 CONTENTS = sample_features(6, seed=42)
+# Ready-made features may have cells of any length.
+CONTENTS.scales[3] *= np.float16(1.5)
 names = st.sampled_from(["a", "b", "c", "ü", "z" * 256])
 contents = st.integers(0, len(CONTENTS) - 1)
 labels = st.dictionaries(st.sampled_from(["colour", "shape"]), st.sampled_from(["red", "round", "blue"]), max_size=2)
@@ -45,6 +50,7 @@ class GalleryHistory(RuleBasedStateMachine):
         self.rows: dict[str, int] = {}
         self.row_ids: set[int] = set()
         self.sequence = 0
+        self.defaults = MatchDefaults()
 
     @initialize()
     def create(self) -> None:
@@ -88,6 +94,12 @@ class GalleryHistory(RuleBasedStateMachine):
         self.sequence += len(present)
         for name in present:
             del self.images[name], self.rows[name]
+
+    @rule(depth=st.none() | st.integers(1, 1000), mode=st.sampled_from(MatchMode))
+    def set_defaults(self, depth: int | None, mode: MatchMode) -> None:
+        chosen = None if depth is None else MatchDefaults(settings=MatchSettings.of(mode), depth=depth)
+        self.gallery.set_match_defaults(chosen)
+        self.defaults = chosen or MatchDefaults()
 
     @rule()
     def save(self) -> None:
@@ -141,6 +153,34 @@ class GalleryHistory(RuleBasedStateMachine):
             )
             hits = [(hit.record.image_id, hit.score) for hit in self.gallery.search(query).hits]
             assert hits == naive_search(list(self.images.values()), query)
+
+    @invariant()
+    def exhaustive_searches_prove_what_the_dictionary_holds(self) -> None:
+        if not hasattr(self, "gallery"):
+            return
+        for mode in (MatchMode.STRUCTURAL, MatchMode.EARTH_MOVER):
+            query = SearchQuery(
+                features=CONTENTS[1],
+                top_k=2,
+                depth=1,
+                settings=MatchSettings.of(mode),
+                max_flows=0,
+                filter=ImageFilter(exclude=frozenset({"b"})),
+                exhaustive=True,
+            )
+            answer = self.gallery.search(query)
+            hits = [(hit.record.image_id, hit.score) for hit in answer.hits]
+            assert hits == naive_search(list(self.images.values()), query, exhaustive=True)
+            assert answer.exact
+            assert answer.depth_done + answer.proved_below == len(self.images.keys() - {"b"})
+
+    @invariant()
+    def the_longest_cell_and_the_defaults_are_those_of_what_is_there(self) -> None:
+        if not hasattr(self, "gallery"):
+            return
+        lengths = [longest_cell(image.features) for image in self.images.values()]
+        assert math.isclose(self.gallery._shelf.longest_cell, max(lengths, default=0.0), rel_tol=1e-6)
+        assert self.gallery.match_defaults == self.defaults
 
     @precondition(lambda self: len(self.images) > 1)
     @rule()

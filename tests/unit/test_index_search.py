@@ -19,8 +19,9 @@ from matchflow_index import (
     LabelCondition,
     RerankState,
     SearchQuery,
+    answers,
+    queries,
 )
-from matchflow_index import search as search_module
 from matchflow_matching import FeatureBatch, MatchMode, MatchSettings, explain, match, top_flows
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def query() -> Features:
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 def test_an_answer_is_what_sorting_everything_gives(data: st.DataObject, gallery: Gallery) -> None:
-    mode = data.draw(st.sampled_from([MatchMode.STRUCTURAL, MatchMode.MAX_SIM, MatchMode.SAME_CELL]))
+    mode = data.draw(st.sampled_from([mode for mode in MatchMode if mode is not MatchMode.COSINE]))
     conditions = st.builds(
         LabelCondition,
         field=st.sampled_from(["parity", "number", "unknown"]),
@@ -62,7 +63,7 @@ def test_an_answer_is_what_sorting_everything_gives(data: st.DataObject, gallery
         features=sample_features(1, seed=data.draw(st.integers(0, 50)))[0],
         top_k=data.draw(st.integers(1, 200)),
         depth=data.draw(st.integers(1, 200)),
-        settings=MatchSettings(mode=mode, global_weight=data.draw(st.sampled_from([0.0, 1.0]))),
+        settings=MatchSettings.of(mode, global_weight=data.draw(st.sampled_from([0.0, 1.0]))),
         max_flows=0,
         filter=ImageFilter(
             labels=tuple(data.draw(st.lists(conditions, max_size=2))),
@@ -86,6 +87,28 @@ def test_every_depth_gives_a_permutation_of_the_coarse_list(gallery: Gallery, qu
     assert [hit.coarse_rank for hit in answer.hits[depth:]] == list(range(depth, 150))
 
 
+@pytest.mark.parametrize("mode", [MatchMode.EARTH_MOVER, MatchMode.PARTIAL])
+@pytest.mark.parametrize("deadline", [None, math.inf])
+def test_exact_solvers_leave_out_what_cannot_be_among_the_hits(
+    gallery: Gallery, mode: MatchMode, deadline: float | None
+) -> None:
+    solved = 0
+    for seed in range(10):
+        query = SearchQuery(
+            features=sample_features(1, seed=seed)[0],
+            top_k=3,
+            settings=MatchSettings.of(mode),
+            max_flows=0,
+            deadline=deadline,
+        )
+        answer = gallery.search(query)
+        assert [(hit.record.image_id, hit.score) for hit in answer.hits] == naive_search(new_images(150), query)
+        assert answer.rerank_state is RerankState.COMPLETE
+        assert answer.depth_done + answer.proved_below == (150 if answer.exact else 100)
+        solved += answer.depth_done
+    assert solved < 900
+
+
 def test_equal_images_come_in_order_of_their_ids_wherever_the_cut_is(tmp_path: Path, query: Features) -> None:
     with GalleryStore.open(tmp_path) as store:
         gallery = store.create(gallery_spec())
@@ -104,7 +127,7 @@ def test_a_hit_carries_the_numbers_that_match_and_explain_give(gallery: Gallery,
         features = gallery.features(hit.record.image_id)
         matches = match(query, FeatureBatch.stack([features]), MatchSettings())
         assert (hit.cosine, hit.structural, hit.score) == (matches.cosine[0], matches.structural[0], matches.score[0])
-        assert hit.flows == top_flows(explain(query, features, MatchSettings()), 3)
+        assert hit.flows == top_flows(explain(query, features, MatchSettings(), grid=gallery.spec.grid), 3)
         assert hit.certificate is not None
         assert hit.certificate.iterations == matches.iterations[0]
         assert hit.certificate.marginal_error == matches.marginal_error[0]
@@ -172,34 +195,34 @@ class ScriptedClock:
         self.now_s += 1.0
         return self.now_s
 
-    def perf_counter(self) -> float:
-        return self.now_s
-
 
 def test_a_deadline_in_the_middle_keeps_what_was_matched(
     gallery: Gallery, query: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_module, "time", ScriptedClock())
+    monkeypatch.setattr(queries, "time", ScriptedClock())
+    monkeypatch.setattr(queries, "SLICE_S", 0.0)
     answer = gallery.search(SearchQuery(features=query, top_k=150, depth=100, deadline=2.5, max_flows=0))
     assert answer.rerank_state is RerankState.PARTIAL
-    assert answer.depth_done == 2 * search_module.CHUNK
+    assert answer.depth_done == 2 * queries.SMALLEST_CHUNK
     matched = answer.hits[: answer.depth_done]
     assert sorted(hit.coarse_rank for hit in matched) == list(range(answer.depth_done))
     assert [hit.score for hit in matched] == sorted((hit.score for hit in matched), reverse=True)
     assert [hit.coarse_rank for hit in answer.hits[answer.depth_done :]] == list(range(answer.depth_done, 150))
 
 
+@pytest.mark.parametrize(("deadline", "explained"), [(1.5, 0), (2.5, 20), (3.5, queries.SMALLEST_CHUNK)])
 def test_a_deadline_after_matching_leaves_out_flows_and_says_that_nothing_is_explained(
-    gallery: Gallery, query: Features, monkeypatch: pytest.MonkeyPatch
+    gallery: Gallery, query: Features, monkeypatch: pytest.MonkeyPatch, deadline: float, explained: int
 ) -> None:
-    whole = gallery.search(SearchQuery(features=query, depth=search_module.CHUNK))
-    monkeypatch.setattr(search_module, "time", ScriptedClock())
-    # One look at the clock before the only chunk, one per hit afterwards.
-    answer = gallery.search(SearchQuery(features=query, depth=search_module.CHUNK, deadline=3.5))
+    monkeypatch.setattr(answers, "EXPLAIN_STEP", 20)
+    whole = gallery.search(SearchQuery(features=query, top_k=150, depth=queries.SMALLEST_CHUNK))
+    monkeypatch.setattr(queries, "time", ScriptedClock())
+    # One look at the clock before the only chunk, one before every so many hits afterwards.
+    answer = gallery.search(SearchQuery(features=query, top_k=150, depth=queries.SMALLEST_CHUNK, deadline=deadline))
     assert answer.rerank_state is RerankState.COMPLETE
     assert [hit.score for hit in answer.hits] == [hit.score for hit in whole.hits]
-    assert [bool(hit.flows) for hit in answer.hits] == [True, True] + [False] * 8
-    assert all(hit.residual == hit.structural for hit in answer.hits[2:])
+    assert [bool(hit.flows) for hit in answer.hits] == [True] * explained + [False] * (150 - explained)
+    assert all(hit.residual == (hit.structural or 0) for hit in answer.hits[explained:])
 
 
 def test_a_deadline_that_is_kept_changes_nothing(gallery: Gallery, query: Features) -> None:

@@ -18,7 +18,7 @@ from matchflow_index.coarse import CoarseIndex
 from matchflow_index.growing import GrowingArray
 from matchflow_index.records import RowLayout
 from matchflow_index.shelf import Shelf
-from matchflow_index.shortlist import coarse_order, propose
+from matchflow_index.shortlist import best_first, propose
 from matchflow_index.slab import CellSlab
 from matchflow_index.truth import Change, ChangeKind
 from matchflow_matching import MatchMode, MatchSettings, global_cosines, match
@@ -150,7 +150,7 @@ def test_a_shortlist_is_the_head_of_the_full_order(count: int, copies: int, seed
     shelf.apply([(change(k + 1, ChangeKind.PUT, record), record) for k, record in enumerate(records)])
     shortlist = propose(shelf, FEATURES.embeddings[0], count, ImageFilter())
     cosines = global_cosines(FEATURES.embeddings[0], FEATURES.embeddings[sources])
-    expected = coarse_order(cosines, names)[:count]
+    expected = best_first(cosines, names.__getitem__)[:count]
     assert [record.image_id for record in shortlist.records] == [names[k] for k in expected]
     np.testing.assert_array_equal(shortlist.cosines, cosines[expected])
     slab.close()
@@ -159,7 +159,7 @@ def test_a_shortlist_is_the_head_of_the_full_order(count: int, copies: int, seed
 def test_cosines_are_bit_equal_to_those_of_match() -> None:
     query = sample_features(1, seed=5)[0]
     for mode in MatchMode:
-        matches = match(query, FEATURES, MatchSettings(mode=mode))
+        matches = match(query, FEATURES, MatchSettings.of(mode), grid=GRID)
         np.testing.assert_array_equal(global_cosines(query.embedding, FEATURES.embeddings), matches.cosine)
 
 
