@@ -154,7 +154,7 @@ async def _result(value: Awaitable[Any]) -> Any:
 CLIENTS = {"sync": Client, "asyncio": AsyncClientInDisguise}
 
 
-def flow(query_cell: int, image_cell: int, mass: float, similarity: float) -> types_pb2.Flow:
+def flow(query_cell: int, image_cell: int, mass: float, similarity: float, penalty: float = 0.0) -> types_pb2.Flow:
     """Return a flow that adds up."""
     return types_pb2.Flow(
         query_cell=query_cell,
@@ -163,7 +163,8 @@ def flow(query_cell: int, image_cell: int, mass: float, similarity: float) -> ty
         image_box=types_pb2.Box(left=0.5, top=0.5, right=1, bottom=1),
         mass=mass,
         similarity=similarity,
-        contribution=mass * similarity,
+        penalty=penalty,
+        contribution=mass * (similarity - penalty),
     )
 
 

@@ -50,6 +50,7 @@ from matchflow.matches import (
     SearchResult,
     StageTimings,
 )
+from matchflow.matching import Marginals, RerankMode, RerankSettings, Tuning
 from matchflow.values import (
     Box,
     CellGrid,
@@ -59,10 +60,7 @@ from matchflow.values import (
     Health,
     Image,
     ImageRef,
-    Marginals,
     Model,
-    RerankMode,
-    Tuning,
 )
 
 __all__ = [
@@ -106,6 +104,7 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "RerankMode",
+    "RerankSettings",
     "RerankState",
     "SearchResult",
     "ServerUnreachableError",

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from matchflow.errors import MatchflowError
     from matchflow.ingest import IngestItem, IngestSummary, OnResult
     from matchflow.matches import AsyncHit, Comparison, Explanation, SearchResult
+    from matchflow.matching import RerankMode, Tuning
     from matchflow.ranking import LabelConditions
     from matchflow.sources import ImageFile, QuerySource
-    from matchflow.v1 import search_pb2
     from matchflow.values import (
         DeletedImages,
         Features,
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
         Image,
         ImageRef,
         Model,
-        RerankMode,
-        Tuning,
     )
 
 ValueT = TypeVar("ValueT")
@@ -77,6 +75,17 @@ class AsyncClient:
     def list_galleries(self) -> AsyncIterator[Gallery]:
         """Give every gallery, page by page."""
         return self._pages(calls.list_galleries)
+
+    async def set_default_rerank(
+        self,
+        gallery: str,
+        *,
+        mode: RerankMode | str | None = None,
+        depth: int | None = None,
+        tuning: Tuning | None = None,
+    ) -> Gallery:
+        """Choose how a gallery's pairs are scored when a call names no mode; without arguments as in the paper."""
+        return await self._run(calls.set_default_rerank(gallery, ranking.rerank(mode, tuning, depth=depth)))
 
     async def delete_gallery(self, gallery: str) -> None:
         """Delete a gallery and every image in it."""
@@ -131,6 +140,7 @@ class AsyncClient:
         exclude: Iterable[str] = (),
         min_score: float | None = None,
         include_query_image: bool = False,
+        exhaustive: bool = False,
         timeout_s: float | None = None,
     ) -> SearchResult[AsyncHit]:
         """Find the images of a gallery that match best.
@@ -138,7 +148,11 @@ class AsyncClient:
         query: a file's path, encoded bytes, an ImageRef of a stored image, or Features. depth: coarse candidates that
         are re-ranked. where: labels that a hit must have, {"designer": "noto"} or {"designer": ["noto", "fluent"]};
         where_not: must not have. exclude: image ids that are never returned. A stored query image is no hit of its own
-        unless asked for. When the deadline comes early, the answer says so in `rerank`.
+        unless asked for. When the deadline comes early, the answer says so in `rerank`. exhaustive: match beyond
+        `depth` until the answer is proved to be that of matching everything, and says so in `exact`.
+
+        Without a `mode` the gallery's default one scores, and what `tuning` leaves out is as there; the answer's
+        `rerank_settings` say how it was scored.
         """
         request = await asyncio.to_thread(
             calls.search_request,
@@ -150,12 +164,13 @@ class AsyncClient:
             filter_=ranking.label_filter(gallery, where, where_not, exclude),
             min_score=min_score,
             include_query_image=include_query_image,
+            exhaustive=exhaustive,
         )
 
-        def make_hit(hit: search_pb2.Hit) -> AsyncHit:
-            return replies.async_hit(hit, lambda: self._run(calls.render_hit(request, hit)))
-
-        return replies.search_result(await self._run(calls.search(request), timeout_s), make_hit)
+        reply = await self._run(calls.search(request), timeout_s)
+        return replies.search_result(
+            reply, lambda hit: replies.async_hit(hit, lambda: self._run(calls.render_hit(request, reply, hit)))
+        )
 
     async def compare(
         self,

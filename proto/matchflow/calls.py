@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from matchflow.errors import MatchflowError
     from matchflow.matches import Comparison, Explanation
+    from matchflow.v1 import matching_pb2
 
 GALLERY_SERVICE = "/matchflow.v1.GalleryService/"
 SEARCH_SERVICE = "/matchflow.v1.SearchService/"
@@ -71,6 +72,18 @@ def list_galleries(token: str) -> Call[Page[values.Gallery]]:
         convert=lambda reply: Page(
             values=tuple(map(replies.gallery, reply.galleries)), next_token=reply.next_page_token
         ),
+    )
+
+
+def set_default_rerank(gallery: str, default: matching_pb2.Rerank) -> Call[values.Gallery]:
+    """Describe GalleryService.UpdateGallery."""
+    content = gallery_pb2.Gallery(name=gallery_name(gallery), default_rerank=default)
+    mask = field_mask_pb2.FieldMask(paths=["default_rerank"])
+    return Call(
+        path=f"{GALLERY_SERVICE}UpdateGallery",
+        request=gallery_pb2.UpdateGalleryRequest(gallery=content, update_mask=mask),
+        reply_type=gallery_pb2.Gallery,
+        convert=replies.gallery,
     )
 
 
@@ -140,11 +153,12 @@ def search_request(
     *,
     gallery: str,
     top_k: int,
-    rerank: search_pb2.Rerank,
+    rerank: matching_pb2.Rerank,
     max_flows: int,
     filter_: search_pb2.Filter,
     min_score: float | None,
     include_query_image: bool,
+    exhaustive: bool,
 ) -> search_pb2.SearchRequest:
     """Return the question; errors as read_image."""
     return search_pb2.SearchRequest(
@@ -156,6 +170,7 @@ def search_request(
         max_flows=max_flows,
         min_score=min_score,
         include_query_image=include_query_image,
+        exhaustive=exhaustive,
     )
 
 
@@ -169,16 +184,17 @@ def search(request: search_pb2.SearchRequest) -> Call[search_pb2.SearchResponse]
     )
 
 
-def render_hit(request: search_pb2.SearchRequest, hit: search_pb2.Hit) -> Call[bytes]:
-    """Describe the SearchService.RenderMatch that draws a hit of `request` as it was scored."""
-    return render_match(request.query, values.ImageRef.parse(hit.image.name), rerank=request.rerank)
+def render_hit(request: search_pb2.SearchRequest, reply: search_pb2.SearchResponse, hit: search_pb2.Hit) -> Call[bytes]:
+    """Describe the SearchService.RenderMatch that draws a hit as it was scored, whatever the default is by then."""
+    rerank = reply.rerank if reply.HasField("rerank") else request.rerank
+    return render_match(request.query, values.ImageRef.parse(hit.image.name), rerank=rerank)
 
 
 def compare(
     query: QuerySource,
     image: QuerySource,
     *,
-    rerank: search_pb2.Rerank,
+    rerank: matching_pb2.Rerank,
     max_flows: int | None,
     model: str,
 ) -> Call[Comparison]:
@@ -199,7 +215,7 @@ def compare(
 
 
 def explain(
-    query: QuerySource, image: values.ImageRef, *, rerank: search_pb2.Rerank, max_flows: int | None
+    query: QuerySource, image: values.ImageRef, *, rerank: matching_pb2.Rerank, max_flows: int | None
 ) -> Call[Explanation]:
     """Describe SearchService.Explain."""
     request = search_pb2.ExplainRequest(
@@ -217,7 +233,7 @@ def render_match(
     query: QuerySource | search_pb2.Query,
     image: values.ImageRef,
     *,
-    rerank: search_pb2.Rerank,
+    rerank: matching_pb2.Rerank,
     max_flows: int | None = None,
     height_px: int | None = None,
 ) -> Call[bytes]:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matchflow.errors import MatchflowError
     from matchflow.ingest import IngestItem, IngestSummary, OnResult
     from matchflow.matches import Comparison, Explanation, Hit, SearchResult
+    from matchflow.matching import RerankMode, Tuning
     from matchflow.ranking import LabelConditions
     from matchflow.sources import ImageFile, QuerySource
-    from matchflow.v1 import search_pb2
     from matchflow.values import (
         DeletedImages,
         Features,
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
         Image,
         ImageRef,
         Model,
-        RerankMode,
-        Tuning,
     )
 
 ValueT = TypeVar("ValueT")
@@ -76,6 +74,17 @@ class Client:
     def list_galleries(self) -> Iterator[Gallery]:
         """Give every gallery, page by page."""
         return self._pages(calls.list_galleries)
+
+    def set_default_rerank(
+        self,
+        gallery: str,
+        *,
+        mode: RerankMode | str | None = None,
+        depth: int | None = None,
+        tuning: Tuning | None = None,
+    ) -> Gallery:
+        """Choose how a gallery's pairs are scored when a call names no mode; without arguments as in the paper."""
+        return self._run(calls.set_default_rerank(gallery, ranking.rerank(mode, tuning, depth=depth)))
 
     def delete_gallery(self, gallery: str) -> None:
         """Delete a gallery and every image in it."""
@@ -129,6 +138,7 @@ class Client:
         exclude: Iterable[str] = (),
         min_score: float | None = None,
         include_query_image: bool = False,
+        exhaustive: bool = False,
         timeout_s: float | None = None,
     ) -> SearchResult[Hit]:
         """Find the images of a gallery that match best.
@@ -136,7 +146,11 @@ class Client:
         query: a file's path, encoded bytes, an ImageRef of a stored image, or Features. depth: coarse candidates that
         are re-ranked. where: labels that a hit must have, {"designer": "noto"} or {"designer": ["noto", "fluent"]};
         where_not: must not have. exclude: image ids that are never returned. A stored query image is no hit of its own
-        unless asked for. When the deadline comes early, the answer says so in `rerank`.
+        unless asked for. When the deadline comes early, the answer says so in `rerank`. exhaustive: match beyond
+        `depth` until the answer is proved to be that of matching everything, and says so in `exact`.
+
+        Without a `mode` the gallery's default one scores, and what `tuning` leaves out is as there; the answer's
+        `rerank_settings` say how it was scored.
         """
         request = calls.search_request(
             query,
@@ -147,12 +161,13 @@ class Client:
             filter_=ranking.label_filter(gallery, where, where_not, exclude),
             min_score=min_score,
             include_query_image=include_query_image,
+            exhaustive=exhaustive,
         )
 
-        def make_hit(hit: search_pb2.Hit) -> Hit:
-            return replies.hit(hit, lambda: self._run(calls.render_hit(request, hit)))
-
-        return replies.search_result(self._run(calls.search(request), timeout_s), make_hit)
+        reply = self._run(calls.search(request), timeout_s)
+        return replies.search_result(
+            reply, lambda hit: replies.hit(hit, lambda: self._run(calls.render_hit(request, reply, hit)))
+        )
 
     def compare(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
+    from matchflow.matching import RerankSettings
     from matchflow.values import Box, CellGrid, Image
 
 # Sums of a few hundred float32 values that each were rounded on the wire.
@@ -19,7 +20,10 @@ ADDITIVITY_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """One entry of the matching flow: so much mass joins these two cells; contribution = mass * similarity."""
+    """One entry of the matching flow: so much mass joins these two cells.
+
+    contribution = mass * (similarity - penalty); penalty: what the distance of the two cells costs.
+    """
 
     query_cell: int
     image_cell: int
@@ -28,17 +32,22 @@ class Flow:
     mass: float
     similarity: float
     contribution: float
+    penalty: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """How far the solver got for a pair; a uniform marginal means that side attended nowhere to the other."""
+    """How far the solver got for a pair; a uniform marginal means that side attended nowhere to the other.
+
+    duality_gap: of exact solvers, how much cheaper another plan could still be at most; 0 proves that none is.
+    """
 
     iterations: int
     marginal_error: float
     converged: bool
     query_marginal_is_uniform: bool
     image_marginal_is_uniform: bool
+    duality_gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +55,9 @@ class MatchScore:
     """How well two images match, and why.
 
     coarse_score: cosine of the global vectors. structural_score: None when the pair was not re-ranked.
-    score = structural_score + global_weight * coarse_score. flows: strongest first. residual: structural_score less the
-    contributions of `flows`. certificate: None without transport.
+    score = structural_score + global_weight * coarse_score. flows: first those that parallel
+    neighbouring flows support best. residual: structural_score less the contributions of `flows`. certificate: None
+    without transport.
     """
 
     coarse_score: float
@@ -67,20 +77,29 @@ class MatchScore:
     def verify(self, tolerance: float = ADDITIVITY_TOLERANCE) -> bool:
         """Say whether the explanation adds up.
 
-        Every contribution is mass * similarity, and contributions + residual = structural_score, within `tolerance`.
+        Every contribution is mass * (similarity - penalty), and contributions + residual = structural_score, within
+        `tolerance`, in every mode.
         """
-        products_agree = all(abs(f.mass * f.similarity - f.contribution) <= tolerance for f in self.flows)
+        products_agree = all(abs(f.mass * (f.similarity - f.penalty) - f.contribution) <= tolerance for f in self.flows)
         return products_agree and self.additivity_gap <= tolerance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison(MatchScore):
-    """A pair with its full plan; the weights of each side's cells sum to 1, and are empty without marginals."""
+    """A pair with its full plan; the weights of each side's cells sum to 1, and are empty without marginals.
+
+    query_cell_shares, image_cell_shares: what each cell contributes when it shares with close cells of agreeing
+    features; either sums to structural_score. Empty when nothing was re-ranked, or from a server that does not say.
+    rerank_settings: how it was scored; None from a server that does not say.
+    """
 
     grid: CellGrid
     query_weights: tuple[float, ...] = field(repr=False)
     image_weights: tuple[float, ...] = field(repr=False)
     bundle_digest: str
+    rerank_settings: RerankSettings | None = None
+    query_cell_shares: tuple[float, ...] = field(default=(), repr=False)
+    image_cell_shares: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +187,9 @@ class SearchResult(Generic[HitT]):
     """An answer, best hit first; iterating it gives the hits.
 
     sequence: the last change of the gallery that it reflects. query_id is also in the server's log.
+    exact: it is proved that matching every image that passes the filter gives these hits, in this order.
+    proved_below: images that were not matched because a bound already puts them below the last hit.
+    rerank_settings: how it was scored; None from a server that does not say.
     """
 
     hits: tuple[HitT, ...]
@@ -177,6 +199,9 @@ class SearchResult(Generic[HitT]):
     bundle_digest: str
     sequence: int
     query_id: str
+    exact: bool = False
+    proved_below: int = 0
+    rerank_settings: RerankSettings | None = None
 
     def __iter__(self) -> Iterator[HitT]:
         """Give the hits, best first."""

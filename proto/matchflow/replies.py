@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from matchflow import values
+from matchflow import ranking, values
 from matchflow.errors import MatchflowError, from_status
 from matchflow.matches import (
     AsyncHit,
@@ -51,6 +51,7 @@ def gallery(message: gallery_pb2.Gallery) -> values.Gallery:
         sequence=message.sequence,
         create_time=_time(message.create_time),
         keeps_thumbnails=not message.without_thumbnails,
+        default_rerank=ranking.rerank_settings(message.default_rerank),
     )
 
 
@@ -135,6 +136,9 @@ def search_result(message: search_pb2.SearchResponse, make_hit: Callable[[search
         bundle_digest=message.bundle_digest,
         sequence=message.sequence,
         query_id=message.query_id,
+        exact=message.exact,
+        proved_below=message.proved_below,
+        rerank_settings=ranking.rerank_settings(message.rerank),
     )
 
 
@@ -169,7 +173,10 @@ def _plan_fields(message: search_pb2.CompareResponse | search_pb2.ExplainRespons
         "grid": _grid(message.grid),
         "query_weights": tuple(message.query_weights),
         "image_weights": tuple(message.image_weights),
+        "query_cell_shares": tuple(message.query_cell_shares),
+        "image_cell_shares": tuple(message.image_cell_shares),
         "bundle_digest": message.bundle_digest,
+        "rerank_settings": ranking.rerank_settings(message.rerank),
     }
 
 
@@ -180,6 +187,7 @@ def _certificate(message: types_pb2.Certificate) -> Certificate:
         converged=message.converged,
         query_marginal_is_uniform=message.query_marginal_is_uniform,
         image_marginal_is_uniform=message.image_marginal_is_uniform,
+        duality_gap=message.duality_gap if message.HasField("duality_gap") else None,
     )
 
 
@@ -192,6 +200,7 @@ def _flow(message: types_pb2.Flow) -> Flow:
         mass=message.mass,
         similarity=message.similarity,
         contribution=message.contribution,
+        penalty=message.penalty,
     )
 
 

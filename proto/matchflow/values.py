@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from matchflow.matching import RerankSettings
+
 GALLERIES = "galleries/"
 IMAGES = "/images/"
 MODELS = "models/"
@@ -75,7 +77,10 @@ class Features:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gallery:
-    """A gallery, pinned to one bundle; `sequence` counts its changes."""
+    """A gallery, pinned to one bundle; `sequence` counts its changes.
+
+    default_rerank: how its pairs are scored when a call names no mode; None from a server that does not say.
+    """
 
     id: str
     model: str
@@ -86,6 +91,7 @@ class Gallery:
     sequence: int
     create_time: datetime
     keeps_thumbnails: bool
+    default_rerank: RerankSettings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,40 +140,3 @@ class Health(enum.StrEnum):
     UNKNOWN = "unknown"
     SERVING = "serving"
     NOT_SERVING = "not_serving"
-
-
-class RerankMode(enum.StrEnum):
-    """How candidates are scored in the second stage."""
-
-    NONE = "none"
-    """Coarse order only."""
-    MAX_SIM = "max_sim"
-    """Each query cell takes its best image cell."""
-    SAME_CELL = "same_cell"
-    """Mean cosine of cells at equal positions: the control that knows no transport."""
-    STRUCTURAL = "structural"
-    """Entropic optimal transport between the cells."""
-
-
-class Marginals(enum.StrEnum):
-    """How the weight of each cell is found."""
-
-    CROSS_CORRELATION = "cross_correlation"
-    """Cosine with the other image's global vector, where positive."""
-    UNIFORM = "uniform"
-    """Every cell weighs the same."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
-    """How pairs are matched; None leaves a setting to the server (the paper's values)."""
-
-    global_weight: float | None = None
-    """Weight of the cosine in the final score, 0 to 10."""
-    marginals: Marginals | None = None
-    epsilon: float | None = None
-    """Entropic regularisation."""
-    tolerance: float | None = None
-    """The solver stops for a pair at this L1 marginal error, 1e-6 to 1."""
-    max_iterations: int | None = None
-    """... or after so many iterations, 1 to 10,000."""

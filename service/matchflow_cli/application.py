@@ -19,6 +19,7 @@ from matchflow_cli import (
     ingest_command,
     search_command,
     serve_command,
+    tune_command,
 )
 from matchflow_cli.failures import exit_code_of, one_line
 
@@ -47,6 +48,7 @@ def application() -> typer.Typer:
     app.command("explain")(explain_command.explain)
     app.add_typer(gallery_commands.application(), name="gallery")
     app.command("eval")(evaluate_command.evaluate)
+    app.command("tune")(tune_command.tune)
     app.command("doctor")(doctor_command.doctor)
     return app
 

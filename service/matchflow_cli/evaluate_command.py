@@ -31,7 +31,12 @@ def evaluate(
     query: Annotated[
         list[str] | None, typer.Option(help="Only this value of the query field asks; again for more.")
     ] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only this method; again for more.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this method; again for more. Default: all but earth_mover and partial, which are slow."
+        ),
+    ] = None,
     depth: Annotated[int, typer.Option(min=0, help="Coarse candidates that are re-ranked; 0 means all.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
@@ -64,9 +69,9 @@ def evaluate(
 
 
 def _chosen(names: list[str]) -> tuple["Method", ...]:
-    from matchflow_index import METHODS  # noqa: PLC0415
+    from matchflow_index.evaluation import EXACT_METHODS, METHODS  # noqa: PLC0415
 
-    known = {method.name: method for method in METHODS}
+    known = {method.name: method for method in METHODS + EXACT_METHODS}
     for name in names:
         if name not in known:
             raise CommandError(f"--method must be one of {', '.join(known)}; got {name!r}", exit_code=MISUSE)
@@ -84,8 +89,10 @@ def _measure(
 ) -> Iterable[tuple[str, "EvaluationReport"]]:
     from matchflow_index import evaluate as evaluate_gallery  # noqa: PLC0415
 
-    _values(images, class_field)
-    values = [EVERY_IMAGE] if query_field is None else _asked(_values(images, query_field), query_field, queries)
+    label_values(images, class_field)
+    values = (
+        [EVERY_IMAGE] if query_field is None else asked_values(label_values(images, query_field), query_field, queries)
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=progress_console(), transient=True) as progress:
         for value in values:
@@ -104,7 +111,7 @@ def _measure(
             )
 
 
-def _asked(values: list[str], query_field: str, queries: list[str]) -> list[str]:
+def asked_values(values: list[str], query_field: str, queries: list[str]) -> list[str]:
     """Return the values that ask: all, or those of --query, which must be among them."""
     for query in queries:
         if query not in values:
@@ -112,7 +119,7 @@ def _asked(values: list[str], query_field: str, queries: list[str]) -> list[str]
     return queries or values
 
 
-def _values(images: "LabelledImages", field: str) -> list[str]:
+def label_values(images: "LabelledImages", field: str) -> list[str]:
     """Return the values of a label in order; raise CommandError where no image has it."""
     values = sorted({labels[field] for labels in images.labels if field in labels})
     if not values:

@@ -11,19 +11,24 @@ import matchflow
 from matchflow_cli.failures import CommandError
 from matchflow_cli.options import (
     DEFAULT_SERVER,
-    EpsilonOption,
     GalleryOption,
-    GlobalWeightOption,
-    IterationsOption,
     JsonOption,
-    MarginalsOption,
-    ModeOption,
     ServerOption,
     TimeoutOption,
-    ToleranceOption,
     query_of,
 )
 from matchflow_cli.output import WIDE, as_json, console, labels, percent_box, place, score, table, text
+from matchflow_cli.scoring import (
+    EpsilonOption,
+    GlobalWeightOption,
+    IterationsOption,
+    MarginalsOption,
+    MatchedMassOption,
+    ModeOption,
+    SpatialWeightOption,
+    ToleranceOption,
+    in_words,
+)
 
 
 def explain(
@@ -32,9 +37,11 @@ def explain(
     hit: Annotated[str, typer.Option(help="Id of the stored image to explain.")],
     image: Annotated[str | None, typer.Argument(help="Image file to ask with.")] = None,
     image_id: Annotated[str | None, typer.Option(help="Ask with this image of the gallery instead.")] = None,
-    mode: ModeOption = matchflow.RerankMode.STRUCTURAL,
+    mode: ModeOption = None,
     global_weight: GlobalWeightOption = None,
     marginals: MarginalsOption = None,
+    spatial_weight: SpatialWeightOption = None,
+    matched_mass: MatchedMassOption = None,
     epsilon: EpsilonOption = None,
     tolerance: ToleranceOption = None,
     max_iterations: IterationsOption = None,
@@ -52,6 +59,8 @@ def explain(
     tuning = matchflow.Tuning(
         global_weight=global_weight,
         marginals=marginals,
+        spatial_weight=spatial_weight,
+        matched_mass=matched_mass,
         epsilon=epsilon,
         tolerance=tolerance,
         max_iterations=max_iterations,
@@ -74,13 +83,14 @@ def explain(
 
 
 def report(out: Console, explanation: matchflow.Explanation, count: int) -> None:
-    """Print scores, the certificate, the `count` strongest flows and, unless nothing was re-ranked, the sums."""
+    """Print scores, the certificate, the `count` first flows and, unless nothing was re-ranked, the sums."""
     image = explanation.image
     out.print(f"image        {text(image.id)}  {labels(image.labels)}")
     out.print(
         f"final        {score(explanation.score)}   structural {score(explanation.structural_score)}   "
         f"coarse {score(explanation.coarse_score)}"
     )
+    out.print(f"scored by    {in_words(explanation.rerank_settings)}")
     out.print(f"certificate  {_certificate(explanation.certificate)}")
     listed = explanation.flows[:count]
     if listed:
@@ -98,10 +108,13 @@ def report(out: Console, explanation: matchflow.Explanation, count: int) -> None
 def _flow_table(explanation: matchflow.Explanation, flows: tuple[matchflow.Flow, ...], *, wide: bool) -> Table:
     """Return a row per flow; a narrow window has no room for places in words beside those in numbers."""
     sides = ("query part", "query box", "image part", "image box") if wide else ("query box", "image box")
+    # Only where distance costs something; elsewhere a column of zeros would tell nothing.
+    penalised = any(flow.penalty for flow in explanation.flows)
+    numbers = ("mass", "cosine", *(("penalty",) if penalised else ()), "contribution")
     listed = table(
-        *("#", *sides, "mass", "cosine", "contribution"),
-        right=("#", "mass", "cosine", "contribution"),
-        title=f"the {len(flows)} strongest of {len(explanation.flows)} flows, {explanation.grid.rows} x "
+        *("#", *sides, *numbers),
+        right=("#", *numbers),
+        title=f"the {len(flows)} best supported of {len(explanation.flows)} flows, {explanation.grid.rows} x "
         f"{explanation.grid.columns} cells",
     )
     for rank, flow in enumerate(flows, start=1):
@@ -111,6 +124,7 @@ def _flow_table(explanation: matchflow.Explanation, flows: tuple[matchflow.Flow,
             *_where(flow.image_box, wide=wide),
             f"{flow.mass:.4f}",
             f"{flow.similarity:.4f}",
+            *((f"{flow.penalty:.4f}",) if penalised else ()),
             f"{flow.contribution:.4f}",
         )
     return listed
@@ -131,8 +145,9 @@ def _certificate(certificate: matchflow.Certificate | None) -> str:
         )
         if is_uniform
     ]
+    gap = "" if certificate.duality_gap is None else f", duality gap {certificate.duality_gap:.1e}"
     return (
         f"{'converged' if certificate.converged else 'NOT converged'} after {certificate.iterations} iterations, "
-        f"marginal error {certificate.marginal_error:.1e}"
+        f"marginal error {certificate.marginal_error:.1e}{gap}"
         + (f", uniform weights on the {' and '.join(uniform)} side" if uniform else "")
     )

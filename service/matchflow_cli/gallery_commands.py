@@ -1,4 +1,4 @@
-"""`matchflow gallery`: list, show, create and delete galleries."""
+"""`matchflow gallery`: list, show, create, adjust and delete galleries."""
 
 import itertools
 from typing import Annotated
@@ -9,16 +9,28 @@ import matchflow
 from matchflow_cli.failures import CommandError
 from matchflow_cli.options import DEFAULT_SERVER, MISUSE, JsonOption, ServerOption
 from matchflow_cli.output import as_json, console, counted, labels, table, text
+from matchflow_cli.scoring import (
+    DepthOption,
+    EpsilonOption,
+    GlobalWeightOption,
+    IterationsOption,
+    MarginalsOption,
+    MatchedMassOption,
+    SpatialWeightOption,
+    ToleranceOption,
+    in_words,
+)
 
 GalleryArgument = Annotated[str, typer.Argument(help="The gallery.")]
 
 
 def application() -> typer.Typer:
     """Return the group of commands."""
-    group = typer.Typer(help="List, show, create and delete galleries.", no_args_is_help=True)
+    group = typer.Typer(help="List, show, create, adjust and delete galleries.", no_args_is_help=True)
     group.command("list")(list_)
     group.command("show")(show)
     group.command("create")(create)
+    group.command("set-default")(set_default)
     group.command("delete")(delete)
     return group
 
@@ -67,6 +79,7 @@ def show(
         "images": f"{found.image_count:,}",
         "changes": f"{found.sequence:,}",
         "created": f"{found.create_time:%Y-%m-%d %H:%M:%S} UTC",
+        "scored by": in_words(found.default_rerank),
         "thumbnails": "kept" if found.keeps_thumbnails else "not kept: no overlays",
     }.items():
         out.print(f"{name:<11} {text(value)}")
@@ -89,6 +102,40 @@ def create(
     with matchflow.Client(server) as client:
         made = client.create_gallery(gallery, model=model, thumbnails=thumbnails)
     console().print(f"created {text(made.id)} for model {text(made.model)} (bundle {made.bundle_digest[:12]})")
+
+
+def set_default(
+    *,
+    gallery: GalleryArgument,
+    mode: Annotated[
+        matchflow.RerankMode | None, typer.Option("--mode", help="How pairs are scored. Default: as in the paper.")
+    ] = None,
+    depth: DepthOption = None,
+    global_weight: GlobalWeightOption = None,
+    marginals: MarginalsOption = None,
+    spatial_weight: SpatialWeightOption = None,
+    matched_mass: MatchedMassOption = None,
+    epsilon: EpsilonOption = None,
+    tolerance: ToleranceOption = None,
+    max_iterations: IterationsOption = None,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Choose how a gallery's pairs are scored when nobody says how.
+
+    What is not given here has the value that is recommended for the mode.
+    """
+    tuning = matchflow.Tuning(
+        global_weight=global_weight,
+        marginals=marginals,
+        spatial_weight=spatial_weight,
+        matched_mass=matched_mass,
+        epsilon=epsilon,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    with matchflow.Client(server) as client:
+        changed = client.set_default_rerank(gallery, mode=mode, depth=depth, tuning=tuning)
+    console().print(f"{text(changed.id)} is scored by {in_words(changed.default_rerank)}")
 
 
 def delete(

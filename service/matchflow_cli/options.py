@@ -19,16 +19,6 @@ ServerOption = Annotated[
 GalleryOption = Annotated[str, typer.Option("--gallery", "-g", help="The gallery.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-ModeOption = Annotated[
-    matchflow.RerankMode, typer.Option("--mode", help="How candidates are scored in the second stage.")
-]
-GlobalWeightOption = Annotated[
-    float | None, typer.Option("--global-weight", help="Weight of the cosine in the final score, 0 to 10.")
-]
-MarginalsOption = Annotated[matchflow.Marginals | None, typer.Option("--marginals", help="How cells are weighted.")]
-EpsilonOption = Annotated[float | None, typer.Option("--epsilon", help="Entropic regularisation.")]
-ToleranceOption = Annotated[float | None, typer.Option("--tolerance", help="L1 marginal error to stop at.")]
-IterationsOption = Annotated[int | None, typer.Option("--max-iterations", help="Iterations to stop at.")]
 
 DEFAULT_SERVER = "localhost:50051"
 

@@ -92,8 +92,8 @@ def place(box: Box) -> str:
 
 
 def parts(flows: Sequence[Flow], structural_score: float | None, count: int) -> list[str]:
-    """Return the strongest matched parts with their share of the structural score; none where there is no score."""
-    if not structural_score:
+    """Return the first matched parts with their share of the structural score; none where that is not positive."""
+    if structural_score is None or structural_score <= 0:
         return []
     return [
         f"{place(flow.query_box)} → {place(flow.image_box)} {flow.contribution / structural_score:.0%}"

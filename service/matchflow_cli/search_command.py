@@ -10,20 +10,26 @@ from rich.table import Table
 import matchflow
 from matchflow_cli.options import (
     DEFAULT_SERVER,
-    EpsilonOption,
     GalleryOption,
-    GlobalWeightOption,
-    IterationsOption,
     JsonOption,
-    MarginalsOption,
-    ModeOption,
     ServerOption,
     TimeoutOption,
-    ToleranceOption,
     parse_conditions,
     query_of,
 )
-from matchflow_cli.output import WIDE, as_json, console, labels, parts, printable, score, table, text
+from matchflow_cli.output import WIDE, as_json, console, counted, labels, parts, printable, score, table, text
+from matchflow_cli.scoring import (
+    DepthOption,
+    EpsilonOption,
+    GlobalWeightOption,
+    IterationsOption,
+    MarginalsOption,
+    MatchedMassOption,
+    ModeOption,
+    SpatialWeightOption,
+    ToleranceOption,
+    in_words,
+)
 
 PARTS_SHOWN = 3
 MAX_NAME_BYTES = 200
@@ -35,10 +41,15 @@ def search(
     image: Annotated[str | None, typer.Argument(help="Image file to ask with.")] = None,
     image_id: Annotated[str | None, typer.Option(help="Ask with this image of the gallery instead.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Hits wanted.")] = 10,
-    depth: Annotated[int, typer.Option(help="Coarse candidates that are re-ranked.")] = 100,
-    mode: ModeOption = matchflow.RerankMode.STRUCTURAL,
+    depth: DepthOption = None,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Match beyond the depth until the answer is proved, or time is up.")
+    ] = False,
+    mode: ModeOption = None,
     global_weight: GlobalWeightOption = None,
     marginals: MarginalsOption = None,
+    spatial_weight: SpatialWeightOption = None,
+    matched_mass: MatchedMassOption = None,
     epsilon: EpsilonOption = None,
     tolerance: ToleranceOption = None,
     max_iterations: IterationsOption = None,
@@ -67,6 +78,8 @@ def search(
             tuning=matchflow.Tuning(
                 global_weight=global_weight,
                 marginals=marginals,
+                spatial_weight=spatial_weight,
+                matched_mass=matched_mass,
                 epsilon=epsilon,
                 tolerance=tolerance,
                 max_iterations=max_iterations,
@@ -76,17 +89,18 @@ def search(
             where_not=parse_conditions(where_not or [], "--where-not"),
             exclude=exclude or [],
             min_score=min_score,
+            exhaustive=exhaustive,
         )
         if json:
             typer.echo(as_json(result))
         else:
-            report(console(), result)
+            report(console(), result, exhaustive=exhaustive)
         if overlays is not None:
             _save_overlays(result, overlays, quiet=json)
 
 
-def report(out: Console, result: matchflow.SearchResult[matchflow.Hit]) -> None:
-    """Print the hits, how far the re-ranking went and what took how long."""
+def report(out: Console, result: matchflow.SearchResult[matchflow.Hit], *, exhaustive: bool = False) -> None:
+    """Print the hits, how they were scored, how far the re-ranking went, what is proved and what took how long."""
     out.print(_hit_table(result, wide=out.width >= WIDE) if len(result) else "no hits")
     timings = result.timings
     state = result.rerank.replace("_", " ")
@@ -95,6 +109,16 @@ def report(out: Console, result: matchflow.SearchResult[matchflow.Hit]) -> None:
         f"coarse {timings.coarse_ms:.1f}, gather {timings.gather_ms:.1f}, match {timings.match_ms:.1f}, "
         f"explain {timings.explain_ms:.1f}; re-ranking {state} ({result.depth_done:,} matched)"
     )
+    out.print(f"scored by {in_words(result.rerank_settings)}")
+    if result.exact:
+        below = (
+            f"; bounds put {counted(result.proved_below, 'image')} below without matching"
+            if result.proved_below
+            else ""
+        )
+        out.print(f"exact: proved to be what matching every image gives{below}")
+    elif exhaustive:
+        out.print("not proved exact before time was up; allow more with --timeout")
     wrong = [hit.image_id for hit in result if not hit.verify()]
     if wrong:
         out.print(f"[red]contributions and residual do not add up for {text(', '.join(wrong))}[/]")

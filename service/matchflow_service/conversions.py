@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 from google.protobuf import timestamp_pb2
 
 from matchflow.v1 import gallery_pb2, model_pb2, search_pb2, types_pb2
-from matchflow_index import ImageFilter, LabelCondition
+from matchflow_index import ImageFilter, LabelCondition, StoreUnavailableError
 from matchflow_matching import (
     CellGrid,
     Features,
     FeaturesInvalidError,
-    Marginals,
-    MatchMode,
-    MatchSettings,
     check_unit_length,
 )
-from matchflow_matching.matching import EPSILON_RANGE, GLOBAL_WEIGHT_RANGE, ITERATIONS_RANGE, TOLERANCE_RANGE
 from matchflow_service import fields, names
 from matchflow_service.errors import FieldInvalidError
+from matchflow_service.reranking import rerank_message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
+    from matchflow.v1 import matching_pb2
     from matchflow_index import Gallery, ImageRecord
     from matchflow_service.models import Model
 
-V = TypeVar("V")
-DEFAULT_DEPTH = 100
-MAX_DEPTH = 10_000
+log = logging.getLogger(__name__)
+
 MAX_EXCLUDED_IMAGES = 10_000
 MAX_CONDITIONS = 64
 MAX_CONDITION_VALUES = 1_000
@@ -41,18 +37,6 @@ MAX_CONDITION_VALUES = 1_000
 LARGEST_SCALE = 65_504.0
 # Rounding a scale to float16 changes a cell's length by at most 5e-4.
 ROUNDING_SLACK = 2e-3
-MODES = {
-    search_pb2.RERANK_MODE_UNSPECIFIED: MatchMode.STRUCTURAL,
-    search_pb2.RERANK_MODE_NONE: MatchMode.COSINE,
-    search_pb2.RERANK_MODE_MAX_SIM: MatchMode.MAX_SIM,
-    search_pb2.RERANK_MODE_SAME_CELL: MatchMode.SAME_CELL,
-    search_pb2.RERANK_MODE_STRUCTURAL: MatchMode.STRUCTURAL,
-}
-MARGINALS = {
-    search_pb2.MARGINALS_UNSPECIFIED: Marginals.CROSS_CORRELATION,
-    search_pb2.MARGINALS_CROSS_CORRELATION: Marginals.CROSS_CORRELATION,
-    search_pb2.MARGINALS_UNIFORM: Marginals.UNIFORM,
-}
 
 
 def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
@@ -80,7 +64,18 @@ def gallery_message(gallery: Gallery) -> gallery_pb2.Gallery:
         sequence=gallery.sequence,
         create_time=timestamp(spec.create_time_s),
         without_thumbnails=not spec.keep_thumbnails,
+        default_rerank=_default_rerank(gallery),
     )
+
+
+def _default_rerank(gallery: Gallery) -> matching_pb2.Rerank | None:
+    """Return how a gallery's pairs are scored by default; None when that can't be read: the rest can."""
+    try:
+        default = gallery.match_defaults
+    except StoreUnavailableError:
+        log.exception("gallery %s is shown without its default", gallery.spec.gallery_id)
+        return None
+    return rerank_message(default.settings, default.depth)
 
 
 def image_message(gallery_id: str, record: ImageRecord) -> gallery_pb2.Image:
@@ -167,34 +162,6 @@ def features_hash(features: Features) -> str:
     return digest.hexdigest()
 
 
-def parse_rerank(message: search_pb2.Rerank, field: str = "rerank") -> MatchSettings:
-    """Return how pairs are scored; what is absent has the default of MatchSettings."""
-    given: dict[str, Any] = {}
-    ranges: dict[Literal["global_weight", "epsilon", "tolerance"], tuple[float, float]] = {
-        "global_weight": GLOBAL_WEIGHT_RANGE,
-        "epsilon": EPSILON_RANGE,
-        "tolerance": TOLERANCE_RANGE,
-    }
-    for name, (low, high) in ranges.items():
-        if message.HasField(name):
-            given[name] = fields.real(getattr(message, name), f"{field}.{name}", low=low, high=high)
-    if message.HasField("max_iterations"):
-        low, high = ITERATIONS_RANGE
-        given["max_iterations"] = fields.whole(message.max_iterations, f"{field}.max_iterations", low=low, high=high)
-    return MatchSettings(
-        mode=_known(MODES, message.mode, f"{field}.mode", "RerankMode"),
-        marginals=_known(MARGINALS, message.marginals, f"{field}.marginals", "Marginals"),
-        **given,
-    )
-
-
-def parse_depth(message: search_pb2.Rerank) -> int:
-    """Return how many candidates are matched."""
-    if not message.HasField("depth"):
-        return DEFAULT_DEPTH
-    return fields.whole(message.depth, "rerank.depth", low=1, high=MAX_DEPTH)
-
-
 def parse_filter(message: search_pb2.Filter, gallery_id: str, *, also_excluded: str | None) -> ImageFilter:
     """Return the conditions of a search in `gallery_id`; `also_excluded` is an image id to leave out besides."""
     fields.at_most(message.labels, "filter.labels", MAX_CONDITIONS)
@@ -219,10 +186,3 @@ def _condition(message: search_pb2.LabelCondition, field: str) -> LabelCondition
     return LabelCondition(
         field=fields.label_name(message.field, f"{field}.field"), any_of=values, negated=message.negated
     )
-
-
-def _known(table: Mapping[Any, V], number: int, field: str, enum: str) -> V:
-    try:
-        return table[number]
-    except KeyError:
-        raise FieldInvalidError(field, f"expected a value of {enum}; got {number}") from None

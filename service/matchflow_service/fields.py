@@ -28,16 +28,20 @@ def whole(value: int, field: str, *, low: int, high: int, unit: str = "") -> int
     return value
 
 
-def real(value: float, field: str, *, low: float, high: float) -> float:
-    """Return a number from `low` to `high`, as it was written.
+def written(value: float) -> float:
+    """Return the shortest decimal that float32 rounds to the same number.
 
-    The wire carries float32: the shortest decimal that rounds to it is what the client wrote, so that 0.05 means the
-    same here as in the settings' default.
+    The wire carries float32: this is what the client wrote, so that 0.05 means the same here as in a default.
     """
-    written = float(str(np.float32(value)))
-    if not low <= written <= high:
-        raise FieldInvalidError(field, f"expected {low:g} to {high:g}; got {written:g}")
-    return written
+    return float(str(np.float32(value)))
+
+
+def real(value: float, field: str, *, low: float, high: float) -> float:
+    """Return a number from `low` to `high`, as it was written."""
+    number = written(value)
+    if not low <= number <= high:
+        raise FieldInvalidError(field, f"expected {low:g} to {high:g}; got {number:g}")
+    return number
 
 
 def finite(value: float, field: str) -> float:

@@ -16,16 +16,20 @@ from matchflow_service import fields, names
 from matchflow_service.conversions import gallery_message, image_message
 from matchflow_service.errors import FieldInvalidError, shown
 from matchflow_service.pages import page_token, parse_page_token
+from matchflow_service.reranking import parse_rerank
 from matchflow_service.workers import on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from google.protobuf import field_mask_pb2
 
     from matchflow_index import Gallery, GalleryStore
     from matchflow_service.models import Models
     from matchflow_service.workers import Workers
 
 MAX_DELETED_IMAGES = 1000
+DEFAULT_FIELD = "gallery.default_rerank"
 
 
 class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
@@ -49,6 +53,10 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
     ) -> gallery_pb2.ListGalleriesResponse:
         """See the contract."""
         return await on(self._workers.store, partial(self._list_galleries, request))
+
+    async def UpdateGallery(self, request: gallery_pb2.UpdateGalleryRequest, context: Any) -> gallery_pb2.Gallery:
+        """See the contract."""
+        return await on(self._workers.store, partial(self._update_gallery, request))
 
     async def DeleteGallery(self, request: gallery_pb2.DeleteGalleryRequest, context: Any) -> empty_pb2.Empty:
         """See the contract."""
@@ -76,6 +84,7 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
         gallery_id = names.check_gallery_id(request.gallery_id, "gallery_id")
         wanted = request.gallery.model
         model = self._models.named(names.parse_model(wanted, "gallery.model") if wanted else "")
+        default = parse_rerank(request.gallery.default_rerank, field=DEFAULT_FIELD)
         gallery = self._store.create(
             GallerySpec(
                 gallery_id=gallery_id,
@@ -87,6 +96,8 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
                 create_time_s=time.time(),
             )
         )
+        if request.gallery.HasField("default_rerank"):
+            gallery.set_match_defaults(default)
         return gallery_message(gallery)
 
     def _get_gallery(self, request: gallery_pb2.GetGalleryRequest) -> gallery_pb2.Gallery:
@@ -107,6 +118,15 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
         for gallery_id in gallery_ids:
             with contextlib.suppress(GalleryNotFoundError):
                 yield self._store.gallery(gallery_id)
+
+    def _update_gallery(self, request: gallery_pb2.UpdateGalleryRequest) -> gallery_pb2.Gallery:
+        gallery_id = names.parse_gallery(request.gallery.name, "gallery.name")
+        _check_mask(request.update_mask, "default_rerank")
+        default = parse_rerank(request.gallery.default_rerank, field=DEFAULT_FIELD)
+        gallery = self._store.gallery(gallery_id)
+        if request.update_mask.paths or request.gallery.HasField("default_rerank"):
+            gallery.set_match_defaults(default)
+        return gallery_message(gallery)
 
     def _delete_gallery(self, request: gallery_pb2.DeleteGalleryRequest) -> empty_pb2.Empty:
         self._store.delete(names.parse_gallery(request.name, "name"))
@@ -129,10 +149,7 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
 
     def _update_image(self, request: gallery_pb2.UpdateImageRequest) -> gallery_pb2.Image:
         name = names.parse_image(request.image.name, "image.name")
-        unknown = set(request.update_mask.paths) - {"labels"}
-        if unknown:
-            got = shown(", ".join(sorted(unknown)))
-            raise FieldInvalidError("update_mask", f"expected labels, all that can change; got {got}")
+        _check_mask(request.update_mask, "labels")
         labels = fields.labels(request.image.labels.values, "image.labels.values")
         record = self._store.gallery(name.gallery_id).update_labels(name.image_id, labels)
         return image_message(name.gallery_id, record)
@@ -143,3 +160,11 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
         ids = [names.parse_image_in(name, gallery_id, f"names[{i}]") for i, name in enumerate(request.names)]
         deleted, missing = self._store.gallery(gallery_id).delete(ids)
         return gallery_pb2.DeleteImagesResponse(deleted_count=deleted, missing_count=missing)
+
+
+def _check_mask(mask: field_mask_pb2.FieldMask, changeable: str) -> None:
+    """Raise FieldInvalidError for a mask that names anything but the one field that can change."""
+    unknown = set(mask.paths) - {changeable}
+    if unknown:
+        got = shown(", ".join(sorted(unknown)))
+        raise FieldInvalidError("update_mask", f"expected {changeable}, all that can change; got {got}")

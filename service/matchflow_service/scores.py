@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from matchflow.v1 import search_pb2, types_pb2
-from matchflow_index.search import certificate
-from matchflow_matching import FeatureBatch, MatchMode, explain, match, top_flows
+from matchflow_index.answers import certificate
+from matchflow_matching import FeatureBatch, MatchMode, cell_shares, explain, match, top_flows
 from matchflow_service.conversions import image_message
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matchflow_service.geometry import Box
     from matchflow_service.sides import Basis, Side, Sides
 
-WEIGHTED = (MatchMode.STRUCTURAL, MatchMode.MAX_SIM)
+# Those in which cells weigh differently; elsewhere every cell counts the same, or every row.
+WEIGHTED = frozenset(MatchMode) - {MatchMode.COSINE, MatchMode.SAME_CELL, MatchMode.STRIPES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,35 +34,42 @@ class PairScore:
 
 
 def score_pair(query: Side, image: Side, settings: MatchSettings, max_flows: int | None) -> PairScore:
-    """Score two images, with the `max_flows` strongest flows (None: all of positive mass)."""
-    matches = match(query.features, FeatureBatch.stack([image.features]), settings)
+    """Score two images, with the `max_flows` best supported flows (None: all of positive mass)."""
+    grid, image_grid = query.geometry.grid, image.geometry.grid
+    batch = FeatureBatch.stack([image.features])
+    matches = match(query.features, batch, settings, grid=grid, image_grid=image_grid)
     cosine = float(matches.cosine[0])
     if settings.mode is MatchMode.COSINE:
         return PairScore(
             cosine=cosine, structural=None, score=cosine, certificate=None, flows=[], residual=0.0, plan=None
         )
-    plan = explain(query.features, image.features, settings)
+    plan = explain(query.features, image.features, settings, grid=grid, image_grid=image_grid)
     flows = top_flows(plan, plan.plan.size if max_flows is None else max_flows)
     structural = float(matches.structural[0])
     return PairScore(
         cosine=cosine,
         structural=structural,
         score=float(matches.score[0]),
-        certificate=certificate(matches, 0) if settings.mode is MatchMode.STRUCTURAL else None,
+        certificate=certificate(matches, 0, settings.mode),
         flows=flows,
         residual=structural - sum(flow.contribution for flow in flows),
         plan=plan,
     )
 
 
-def weights(pair: PairScore, settings: MatchSettings) -> dict[str, list[float]]:
-    """Return the fields query_weights and image_weights; nothing where the mode has no weights."""
+def weights(pair: PairScore, settings: MatchSettings) -> tuple[list[float], list[float]]:
+    """Return the weights of the query's and of the image's cells; empty where the mode has none to show."""
     if pair.plan is None or settings.mode not in WEIGHTED:
-        return {}
-    return {
-        "query_weights": pair.plan.query_weights.tolist(),
-        "image_weights": pair.plan.image_weights.tolist(),
-    }
+        return [], []
+    return pair.plan.query_weights.tolist(), pair.plan.image_weights.tolist()
+
+
+def shares(pair: PairScore, query: Side, image: Side) -> tuple[list[float], list[float]]:
+    """Return what the query's and the image's cells contribute; empty when no second stage was asked for."""
+    if pair.plan is None:
+        return [], []
+    of_query, of_image = cell_shares(pair.plan, query.features, image.features)
+    return of_query.tolist(), of_image.tolist()
 
 
 def score_message(
@@ -82,12 +90,15 @@ def certificate_message(value: Certificate | None) -> types_pb2.Certificate | No
     """Return a certificate as a message; only transport has one."""
     if value is None:
         return None
+    # Rounding may leave it a hair below zero, and a plan can't be better than the best.
+    gap = None if value.duality_gap is None else max(0.0, value.duality_gap)
     return types_pb2.Certificate(
         iterations=value.iterations,
         marginal_error=value.marginal_error,
         converged=value.converged,
         query_marginal_is_uniform=value.query_uniform,
         image_marginal_is_uniform=value.image_uniform,
+        duality_gap=gap,
     )
 
 
@@ -101,6 +112,7 @@ def flow_message(flow: Flow, query_boxes: list[Box | None], image_boxes: list[Bo
         mass=flow.mass,
         similarity=flow.similarity,
         contribution=flow.contribution,
+        penalty=flow.penalty,
     )
 
 

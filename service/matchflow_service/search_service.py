@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from matchflow.v1 import search_pb2, search_pb2_grpc
 from matchflow_service import fields, names
 from matchflow_service.calls import request_id
-from matchflow_service.conversions import parse_rerank
 from matchflow_service.deadlines import Deadline
-from matchflow_service.pairs import both_sides, compared, explained, rendered
+from matchflow_service.pairs import compared, explained, find_pair, rendered
 from matchflow_service.searching import MAX_FLOWS, answer, answer_unsent, parse_search
 from matchflow_service.workers import on
 
@@ -57,30 +56,28 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     async def Compare(self, request: search_pb2.CompareRequest, context: Any) -> search_pb2.CompareResponse:
         """See the contract."""
-        settings, max_flows = parse_rerank(request.rerank), _max_flows(request)
-        both = both_sides(self._sides, request.query, request.image, model=request.model)
-        query, image = await Deadline.of(context).bound(both)
-        return await on(self._pool, partial(compared, query, image, settings, max_flows))
+        max_flows = _max_flows(request)
+        finding = find_pair(self._sides, request.query, request.image, request.rerank, model=request.model)
+        pair = await Deadline.of(context).bound(finding)
+        return await on(self._pool, partial(compared, pair, max_flows))
 
     async def Explain(self, request: search_pb2.ExplainRequest, context: Any) -> search_pb2.ExplainResponse:
         """See the contract."""
-        settings, max_flows = parse_rerank(request.rerank), _max_flows(request)
-        both = both_sides(self._sides, request.query, _stored(request.image))
-        query, image = await Deadline.of(context).bound(both)
-        return await on(self._pool, partial(explained, query, image, settings, max_flows))
+        max_flows = _max_flows(request)
+        finding = find_pair(self._sides, request.query, _stored(request.image), request.rerank)
+        pair = await Deadline.of(context).bound(finding)
+        return await on(self._pool, partial(explained, pair, max_flows))
 
     async def RenderMatch(self, request: search_pb2.RenderMatchRequest, context: Any) -> search_pb2.RenderMatchResponse:
         """See the contract."""
-        settings = parse_rerank(request.rerank)
         parts, height_px = DEFAULT_PARTS, DEFAULT_HEIGHT_PX
         if request.HasField("max_flows"):
             parts = fields.whole(request.max_flows, "max_flows", low=1, high=MAX_PARTS)
         if request.HasField("height_px"):
             height_px = fields.whole(request.height_px, "height_px", low=128, high=1024)
-        both = both_sides(self._sides, request.query, _stored(request.image), with_rgb=True)
-        query, image = await Deadline.of(context).bound(both)
-        draw = partial(rendered, self._sides, query, image, settings, max_flows=parts, height_px=height_px)
-        return await on(self._pool, draw)
+        finding = find_pair(self._sides, request.query, _stored(request.image), request.rerank, with_rgb=True)
+        pair = await Deadline.of(context).bound(finding)
+        return await on(self._pool, partial(rendered, self._sides, pair, max_flows=parts, height_px=height_px))
 
 
 def _stored(name: str) -> search_pb2.Query:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from matchflow.v1 import search_pb2
 from matchflow_index import RerankState, SearchQuery
 from matchflow_service import fields, names
-from matchflow_service.conversions import parse_depth, parse_filter, parse_rerank
+from matchflow_service.conversions import parse_filter
+from matchflow_service.reranking import rerank_in, rerank_message
 from matchflow_service.scores import hit_messages
 from matchflow_service.sides import Basis
 
 if TYPE_CHECKING:
-    from matchflow_index import Gallery, ImageFilter, SearchAnswer
-    from matchflow_matching import MatchSettings
+    from matchflow_index import Gallery, ImageFilter, MatchDefaults, SearchAnswer
     from matchflow_service.deadlines import Deadline
     from matchflow_service.sides import Side, Sides
 
@@ -41,10 +41,10 @@ class Search:
     query: search_pb2.Query
     filter: ImageFilter
     top_k: int
-    depth: int
-    settings: MatchSettings
+    scoring: MatchDefaults
     max_flows: int
     min_score: float | None
+    exhaustive: bool
 
 
 def parse_search(request: search_pb2.SearchRequest, sides: Sides) -> Search:
@@ -59,8 +59,6 @@ def parse_search(request: search_pb2.SearchRequest, sides: Sides) -> Search:
     if request.query.WhichOneof("source") == "image" and not request.include_query_image:
         name = names.parse_image(request.query.image, "query.image")
         excluded = name.image_id if name.gallery_id == gallery_id else None
-    depth = parse_depth(request.rerank)
-    settings = parse_rerank(request.rerank)
     image_filter = parse_filter(request.filter, gallery_id, also_excluded=excluded)
     gallery = sides.store.gallery(gallery_id)
     return Search(
@@ -69,10 +67,10 @@ def parse_search(request: search_pb2.SearchRequest, sides: Sides) -> Search:
         query=request.query,
         filter=image_filter,
         top_k=top_k,
-        depth=depth,
-        settings=settings,
+        scoring=rerank_in(gallery, request.rerank),
         max_flows=flows,
         min_score=min_score,
+        exhaustive=request.exhaustive,
     )
 
 
@@ -82,12 +80,13 @@ def answer(search: Search, side: Side, sides: Sides, deadline: Deadline) -> sear
         SearchQuery(
             features=side.features,
             top_k=search.top_k,
-            depth=search.depth,
-            settings=search.settings,
+            depth=search.scoring.depth,
+            settings=search.scoring.settings,
             max_flows=search.max_flows,
             filter=search.filter,
             min_score=search.min_score,
             deadline=deadline.at_s,
+            exhaustive=search.exhaustive,
         )
     )
     gallery_id = search.gallery.spec.gallery_id
@@ -97,6 +96,9 @@ def answer(search: Search, side: Side, sides: Sides, deadline: Deadline) -> sear
         bundle_digest=search.basis.bundle_digest,
         sequence=found.sequence,
         timings=_timings(found, side),
+        exact=found.exact,
+        proved_below=found.proved_below,
+        rerank=rerank_message(search.scoring.settings, search.scoring.depth),
     )
 
 

@@ -90,6 +90,49 @@ def test_the_same_pair_has_the_same_score_by_every_path(client: Any, demo: str, 
     assert sum(explained.query_weights) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_gallery_is_scored_by_its_default_and_an_answer_can_be_repeated_after_it_changed(
+    client: Any, demo: str, emoji: list[IngestItem]
+) -> None:
+    query = ImageRef(demo, emoji[0].id)
+    assert client.get_gallery(demo).default_rerank.mode is matchflow.RerankMode.STRUCTURAL
+    tuning = matchflow.Tuning(spatial_weight=2.0, global_weight=0.1)
+    changed = client.set_default_rerank(demo, mode="position_aware", tuning=tuning, depth=9)
+    stated = changed.default_rerank
+    assert (stated.mode, stated.depth) == (matchflow.RerankMode.POSITION_AWARE, 9)
+    assert (stated.tuning.spatial_weight, stated.tuning.global_weight) == (2.0, 0.1)
+    assert client.get_gallery(demo) == changed
+    result = client.search(query, gallery=demo, max_flows=4)
+    assert result.rerank_settings == stated
+    assert result.depth_done == 9
+    best = result.hits[0]
+    explained = client.explain(query, best.image.ref, max_flows=4)
+    assert (explained.score, explained.flows) == (best.score, best.flows)
+    assert any(flow.penalty > 0 for flow in client.explain(query, best.image.ref).flows)
+    assert client.set_default_rerank(demo).default_rerank.mode is matchflow.RerankMode.STRUCTURAL
+    settings = result.rerank_settings
+    again = client.search(
+        query, gallery=demo, max_flows=4, mode=settings.mode, depth=settings.depth, tuning=settings.tuning
+    )
+    assert again.hits == result.hits
+    pair = explained.rerank_settings
+    repeated = client.compare(query, best.image.ref, mode=pair.mode, tuning=pair.tuning, max_flows=4)
+    assert (repeated.score, repeated.flows) == (best.score, best.flows)
+
+
+@pytest.mark.parametrize("mode", list(matchflow.RerankMode))
+def test_every_mode_adds_up_for_whoever_checks(
+    client: Any, demo: str, emoji: list[IngestItem], mode: matchflow.RerankMode
+) -> None:
+    result = client.search(emoji[3].image, gallery=demo, mode=mode, max_flows=5)
+    assert all(hit.verify() for hit in result)
+    assert result.rerank_settings.mode is mode
+    explained = client.explain(emoji[3].image, result.hits[0].image.ref, mode=mode)
+    assert explained.verify()
+    exhaustive = client.search(emoji[3].image, gallery=demo, mode=mode, exhaustive=True, depth=1, top_k=3)
+    assert exhaustive.exact
+    assert exhaustive.hits == client.search(emoji[3].image, gallery=demo, mode=mode, top_k=3).hits
+
+
 def test_labels_filter_what_is_found(client: Any, demo: str, emoji: list[IngestItem]) -> None:
     query = ImageRef(demo, emoji[0].id)
     only = client.search(query, gallery=demo, top_k=50, where={"designer": "twemoji"})

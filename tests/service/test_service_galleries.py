@@ -79,6 +79,9 @@ def test_a_deleted_gallery_is_gone_with_its_images(api: Api) -> None:
 
 CALLS_ON_GALLERIES: dict[str, Callable[[Api, str], Any]] = {
     "GetGallery": lambda api, g: api.galleries.GetGallery(gallery_pb2.GetGalleryRequest(name=g)),
+    "UpdateGallery": lambda api, g: api.galleries.UpdateGallery(
+        gallery_pb2.UpdateGalleryRequest(gallery=gallery_pb2.Gallery(name=g))
+    ),
     "DeleteGallery": lambda api, g: api.galleries.DeleteGallery(gallery_pb2.DeleteGalleryRequest(name=g)),
     "GetImage": lambda api, g: api.galleries.GetImage(gallery_pb2.GetImageRequest(name=f"{g}/images/x")),
     "ListImages": lambda api, g: api.galleries.ListImages(gallery_pb2.ListImagesRequest(parent=g)),
@@ -99,7 +102,7 @@ def test_every_method_says_when_there_is_no_such_gallery(api: Api, method: str) 
 def test_every_method_refuses_a_malformed_name(api: Api, method: str) -> None:
     refusal = refusal_of(lambda: CALLS_ON_GALLERIES[method](api, "gallery/absent"))
     assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
-    assert refusal.violations[0] in {"name", "parent", "image.name"}
+    assert refusal.violations[0] in {"name", "parent", "gallery.name", "image.name"}
     assert "expected galleries/{gallery}" in refusal.message
 
 

@@ -108,9 +108,10 @@ def test_two_models_serve_side_by_side_and_do_not_mix(start_server: Any, sample_
     for gallery in ("one", "two"):
         api.put_images(gallery, {"x": png(1)})
         assert api.find(gallery, by_bytes(png(1))).hits
+    # What is searched, or the image of a pair, says which bundle the query has to be of.
     for call in (
         lambda: api.find("one", by_name("two", "x")),
-        lambda: api.search.Compare(search_pb2.CompareRequest(query=by_name("one", "x"), image=by_name("two", "x"))),
+        lambda: api.search.Compare(search_pb2.CompareRequest(query=by_name("two", "x"), image=by_name("one", "x"))),
     ):
         refusal = refusal_of(call)
         assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "BUNDLE_MISMATCH")

@@ -22,6 +22,8 @@ from service_harness import (
 )
 
 from matchflow.v1 import model_pb2, search_pb2
+from matchflow_matching import CellGrid
+from matchflow_matching.support import supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +85,12 @@ def test_the_full_plan_adds_up(api: Api, pairs: str) -> None:
     flows = reply.match.flows
     assert sum(flow.mass for flow in flows) == pytest.approx(1, abs=1e-3)
     assert sum(flow.contribution for flow in flows) == pytest.approx(reply.match.structural_score, abs=1e-4)
-    assert [flow.contribution for flow in flows] == sorted((flow.contribution for flow in flows), reverse=True)
+    contributions = np.zeros((16, 16), np.float32)
+    for flow in flows:
+        contributions[flow.image_cell, flow.query_cell] = flow.contribution
+    support = supported(contributions, CellGrid(rows=4, columns=4))
+    order = [support[flow.image_cell, flow.query_cell] for flow in flows]
+    np.testing.assert_allclose(order, sorted(order, reverse=True), atol=1e-7)
     assert (reply.grid.rows, reply.grid.columns) == (4, 4)
     assert sum(reply.query_weights) == pytest.approx(1, abs=1e-3)
     assert sum(reply.image_weights) == pytest.approx(1, abs=1e-3)
@@ -103,6 +110,20 @@ def test_weights_are_there_where_the_mode_has_them(api: Api, pairs: str, mode: A
     ):
         assert (len(reply.query_weights), len(reply.image_weights)) == ((16, 16) if weighted else (0, 0))
         assert reply.match.HasField("structural_score") == (mode != search_pb2.RERANK_MODE_NONE)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("max_flows", [0, 3, 256])
+def test_the_shares_of_the_cells_sum_to_the_structural_score(api: Api, pairs: str, mode: Any, max_flows: int) -> None:
+    rerank = search_pb2.Rerank(mode=mode)
+    for reply in (
+        compare(api, by_name(pairs, "p1"), by_name(pairs, "p2"), rerank=rerank, max_flows=max_flows),
+        explain(api, by_name(pairs, "p1"), image_name(pairs, "p2"), rerank=rerank, max_flows=max_flows),
+    ):
+        for shares in (reply.query_cell_shares, reply.image_cell_shares):
+            assert len(shares) == (0 if mode == search_pb2.RERANK_MODE_NONE else 16)
+            assert sum(shares) == pytest.approx(reply.match.structural_score, abs=1e-5)
+        assert mode == search_pb2.RERANK_MODE_NONE or reply.query_cell_shares != reply.image_cell_shares
 
 
 def test_every_kind_of_side_can_be_compared_with_every_other(api: Api, pairs: str, sample_bundle: Bundle) -> None:
@@ -212,6 +233,24 @@ def test_the_overlay_is_a_png_of_the_height_asked_for(api: Api, pairs: str, heig
     default = render(api, by_bytes(png(1)), image_name(pairs, "p2"))
     assert Image.open(io.BytesIO(default.png)).height == 384
     assert len(default.match.flows) == 8
+
+
+@pytest.mark.parametrize("mode", [search_pb2.RERANK_MODE_POSITION_AWARE, search_pb2.RERANK_MODE_PARTIAL])
+def test_a_score_that_distance_drives_below_zero_is_drawn_and_adds_up(
+    api: Api, gallery: str, sample_bundle: Bundle, mode: Any
+) -> None:
+    # All that counts lies in one corner of the query, and in the opposite one of the image.
+    query, image = (feature_item("g", "x", random_features(1), 0, sample_bundle.digest).features for _ in range(2))
+    query.cell_scales[1:] = [0.0] * 15
+    image.cell_scales[:15] = [0.0] * 15
+    rerank = search_pb2.Rerank(mode=mode, spatial_weight=100, marginals=search_pb2.MARGINALS_SELF_CORRELATION)
+    match = compare(api, search_pb2.Query(features=query), search_pb2.Query(features=image), rerank=rerank).match
+    assert match.structural_score < -1
+    total = sum(flow.contribution for flow in match.flows) + match.residual
+    assert total == pytest.approx(match.structural_score, rel=1e-5)
+    api.put_images(gallery, {"turned": encoded(np.ascontiguousarray(picture(3)[::-1, ::-1]))})
+    drawn = render(api, by_bytes(png(3)), image_name(gallery, "turned"), rerank=rerank, max_flows=64)
+    assert drawn.png.startswith(b"\x89PNG")
 
 
 def test_the_overlay_of_a_coarse_match_has_no_parts(api: Api, pairs: str) -> None:

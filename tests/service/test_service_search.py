@@ -30,8 +30,7 @@ from service_harness import (
 )
 
 from matchflow.v1 import search_pb2, types_pb2
-from matchflow_index import SearchQuery
-from matchflow_index import search as search_module
+from matchflow_index import SearchQuery, queries
 from matchflow_service.deadlines import Deadline
 from matchflow_service.searching import answer_unsent
 
@@ -226,12 +225,17 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("rerank.depth", {"rerank": search_pb2.Rerank(depth=10_001)}),
     ("rerank.global_weight", {"rerank": search_pb2.Rerank(global_weight=-0.1)}),
     ("rerank.global_weight", {"rerank": search_pb2.Rerank(global_weight=10.1)}),
-    ("rerank.epsilon", {"rerank": search_pb2.Rerank(epsilon=0.029)}),
+    ("rerank.epsilon", {"rerank": search_pb2.Rerank(epsilon=0.0049)}),
     ("rerank.epsilon", {"rerank": search_pb2.Rerank(epsilon=math.nan)}),
     ("rerank.tolerance", {"rerank": search_pb2.Rerank(tolerance=0)}),
     ("rerank.tolerance", {"rerank": search_pb2.Rerank(tolerance=1.5)}),
     ("rerank.max_iterations", {"rerank": search_pb2.Rerank(max_iterations=0)}),
     ("rerank.max_iterations", {"rerank": search_pb2.Rerank(max_iterations=10_001)}),
+    ("rerank.spatial_weight", {"rerank": search_pb2.Rerank(mode=search_pb2.RERANK_MODE_PARTIAL, spatial_weight=100.5)}),
+    ("rerank.spatial_weight", {"rerank": search_pb2.Rerank(spatial_weight=1)}),
+    ("rerank.spatial_weight", {"rerank": search_pb2.Rerank(mode=search_pb2.RERANK_MODE_SAME_CELL, spatial_weight=1)}),
+    ("rerank.matched_mass", {"rerank": search_pb2.Rerank(mode=search_pb2.RERANK_MODE_PARTIAL, matched_mass=0)}),
+    ("rerank.matched_mass", {"rerank": search_pb2.Rerank(matched_mass=0.5)}),
     ("rerank.mode", {"rerank": search_pb2.Rerank(mode=99)}),  # type: ignore[arg-type]
     ("rerank.marginals", {"rerank": search_pb2.Rerank(marginals=99)}),  # type: ignore[arg-type]
     ("filter.labels[0].field", {"filter": search_pb2.Filter(labels=[search_pb2.LabelCondition(any_of=["x"])])}),
@@ -382,9 +386,10 @@ def test_a_deadline_in_the_middle_gives_what_is_done_and_says_so(
         top_k=299,
         max_flows=0,
     )
-    monkeypatch.setattr(search_module, "time", SteppedClock())
+    monkeypatch.setattr(queries, "time", SteppedClock())
+    monkeypatch.setattr(queries, "SLICE_S", 0.0)
     reply = api.search.Search(request, timeout=600)
-    done = 3 * search_module.CHUNK
+    done = 3 * queries.SMALLEST_CHUNK
     assert (reply.rerank_status.state, reply.rerank_status.depth_done) == (State.STATE_PARTIAL, done)
     matched = [hit.match.HasField("structural_score") for hit in reply.hits]
     assert matched == [True] * done + [False] * (299 - done)
@@ -396,7 +401,7 @@ def test_a_call_without_a_deadline_never_looks_at_the_clock(
     api: Api, crowd: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SteppedClock()
-    monkeypatch.setattr(search_module, "time", clock)
+    monkeypatch.setattr(queries, "time", clock)
     request = search_pb2.SearchRequest(gallery=f"galleries/{crowd}", query=by_name(crowd, "0001"))
     reply = api.search.Search(request)
     assert reply.rerank_status.state == State.STATE_COMPLETE
@@ -410,6 +415,46 @@ def test_a_deadline_that_has_passed_skips_the_second_stage(api: Api, crowd: str,
     reply = answer_unsent(request, sides, Deadline(at_s=0.0))
     assert (reply.rerank_status.state, reply.rerank_status.depth_done) == (State.STATE_SKIPPED_DEADLINE, 0)
     assert [hit.coarse_rank for hit in reply.hits] == list(range(10))
+
+
+def test_an_exhaustive_search_that_runs_out_of_time_is_not_called_exact(
+    api: Api, crowd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"rerank": search_pb2.Rerank(depth=1), "top_k": 5, "exhaustive": True}
+    whole = api.find(crowd, by_name(crowd, "0001"), **fields)
+    assert whole.exact
+    assert whole.rerank_status.state == State.STATE_COMPLETE
+    assert whole.rerank_status.depth_done + whole.proved_below == 299
+    request = search_pb2.SearchRequest(gallery=f"galleries/{crowd}", query=by_name(crowd, "0001"), **fields)
+    monkeypatch.setattr(queries, "time", SteppedClock())
+    late = api.search.Search(request, timeout=600)
+    assert not late.exact
+    assert late.rerank_status.state == State.STATE_PARTIAL
+    assert len(late.hits) == 5
+
+
+def test_a_search_that_matched_everything_is_exact_and_one_that_did_not_says_no_more_than_it_knows(
+    api: Api, crowd: str
+) -> None:
+    query = by_name(crowd, "0001")
+    everything = api.find(crowd, query, rerank=search_pb2.Rerank(depth=299), top_k=5)
+    assert (everything.exact, everything.proved_below) == (True, 0)
+    some = api.find(crowd, query, rerank=search_pb2.Rerank(depth=20), top_k=5)
+    assert not some.exact or ids(some) == ids(everything)
+    assert api.find(crowd, query, rerank=search_pb2.Rerank(mode=search_pb2.RERANK_MODE_NONE)).exact
+
+
+def test_an_exhaustive_search_stays_inside_its_filter(api: Api, emoji: dict[str, bytes]) -> None:
+    designer = min(image_id.rpartition("-")[0] for image_id in emoji)
+    kept = search_pb2.Filter(labels=[search_pb2.LabelCondition(field="designer", any_of=[designer])])
+    fields: dict[str, Any] = {"filter": kept, "top_k": 4, "include_query_image": True}
+    query = by_name("emoji", next(iter(emoji)))
+    reply = api.find("emoji", query, rerank=search_pb2.Rerank(depth=1), exhaustive=True, **fields)
+    whole = api.find("emoji", query, rerank=search_pb2.Rerank(depth=COUNT), **fields)
+    assert reply.exact
+    assert reply.hits == whole.hits
+    assert reply.rerank_status.depth_done + reply.proved_below == COUNT // 2
+    assert all(image_id.startswith(designer) for image_id in ids(reply))
 
 
 def test_searches_go_on_while_images_come_in(api: Api, gallery: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from matchflow_cli import main
 from matchflow_cli.application import run
 
-COMMANDS = ("export", "serve", "ingest", "search", "explain", "gallery", "eval", "doctor")
+COMMANDS = ("export", "serve", "ingest", "search", "explain", "gallery", "eval", "tune", "doctor")
 HEAVY = ("faiss", "lmdb", "matchflow_exporter", "numba", "numpy", "onnx", "onnxruntime", "PIL", "torch")
 LOOK = f"""
 import sys
@@ -21,7 +21,9 @@ print("loaded:", *[name for name in {HEAVY!r} if name in sys.modules])
 """
 
 
-@pytest.mark.parametrize("command", [(), ("export",), ("serve",), ("ingest",), ("search",), ("eval",), ("doctor",)])
+@pytest.mark.parametrize(
+    "command", [(), ("export",), ("serve",), ("ingest",), ("search",), ("eval",), ("tune",), ("doctor",)]
+)
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     process = subprocess.run(
         [sys.executable, "-c", LOOK, *command, "--help"], capture_output=True, text=True, check=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from io import StringIO
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -12,7 +13,7 @@ from rich.console import Console
 
 import matchflow
 from matchflow_bundle import BundleExistsError, GoldenMismatchError, ResizePolicy
-from matchflow_cli import failures, ingest_command, options, output, search_command
+from matchflow_cli import explain_command, failures, ingest_command, options, output, scoring, search_command
 from matchflow_cli.export_command import Policy
 from matchflow_index import GalleryNotFoundError
 
@@ -147,7 +148,7 @@ def test_parts_are_shares_of_the_structural_score() -> None:
         contribution=0.25,
     )
     assert output.parts([flow, flow], 0.5, 1) == ["top left → bottom right 50%"]
-    assert output.parts([flow], None, 1) == output.parts([flow], 0.0, 1) == []
+    assert output.parts([flow], None, 1) == output.parts([flow], 0.0, 1) == output.parts([flow], -0.5, 1) == []
     assert output.percent_box(flow.image_box) == "75%,75% - 100%,100%"
 
 
@@ -179,7 +180,65 @@ def test_one_is_singular() -> None:
     assert counts == ["0 images", "1 image", "2,000 images", "0 galleries", "1 gallery", "2,000 galleries"]
 
 
-def answer(structural: float | None = 0.5) -> matchflow.SearchResult[matchflow.Hit]:
+def settings(mode: matchflow.RerankMode) -> matchflow.RerankSettings:
+    """Return every setting, as a server states them."""
+    tuning = matchflow.Tuning(
+        global_weight=0.5,
+        marginals=matchflow.Marginals.SELF_CORRELATION,
+        epsilon=0.05,
+        tolerance=1e-4,
+        max_iterations=200,
+        spatial_weight=2.0,
+        matched_mass=0.75,
+    )
+    return matchflow.RerankSettings(mode=mode, depth=1000, tuning=tuning)
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("none", "none"),
+        ("same_cell", "same_cell, global weight 0.5, depth 1000"),
+        ("stripes", "stripes, global weight 0.5, depth 1000"),
+        ("max_sim", "max_sim, self-correlation weights, spatial weight 2, global weight 0.5, depth 1000"),
+        ("chamfer", "chamfer, self-correlation weights, spatial weight 2, global weight 0.5, depth 1000"),
+        (
+            "structural",
+            (
+                "structural, self-correlation weights, epsilon 0.05, tolerance 0.0001, iterations at most 200, "
+                "global weight 0.5, depth 1000"
+            ),
+        ),
+        (
+            "position_aware",
+            (
+                "position_aware, self-correlation weights, spatial weight 2, epsilon 0.05, tolerance 0.0001, "
+                "iterations at most 200, global weight 0.5, depth 1000"
+            ),
+        ),
+        ("earth_mover", "earth_mover, self-correlation weights, spatial weight 2, global weight 0.5, depth 1000"),
+        (
+            "partial",
+            "partial, self-correlation weights, spatial weight 2, matched mass 0.75, global weight 0.5, depth 1000",
+        ),
+    ],
+)
+def test_settings_in_words_are_those_that_the_mode_uses(mode: str, words: str) -> None:
+    assert scoring.in_words(settings(matchflow.RerankMode(mode))) == words
+
+
+def test_every_mode_has_words() -> None:
+    for mode in matchflow.RerankMode:
+        assert scoring.in_words(settings(mode)).split(", ")[0] == mode
+
+
+def test_what_a_server_does_not_state_is_left_out() -> None:
+    bare = matchflow.RerankSettings(mode=matchflow.RerankMode.PARTIAL, depth=None, tuning=matchflow.Tuning())
+    assert scoring.in_words(bare) == "partial"
+    assert scoring.in_words(None) == "the server does not say how"
+
+
+def answer(structural: float | None = 0.5, **proof: Any) -> matchflow.SearchResult[matchflow.Hit]:
     here, there = box(0.25, 0.75, 0.5, 1), box(0.25, 0.75, 0.5, 1)
     flow = matchflow.Flow(
         query_cell=0, image_cell=1, query_box=here, image_box=there, mass=0.5, similarity=0.5, contribution=0.25
@@ -215,13 +274,85 @@ def answer(structural: float | None = 0.5) -> matchflow.SearchResult[matchflow.H
         bundle_digest="",
         sequence=1,
         query_id="",
+        rerank_settings=settings(matchflow.RerankMode.POSITION_AWARE),
+        **proof,
     )
 
 
-def searched(width: int, structural: float | None = 0.5) -> list[str]:
+def searched(width: int, structural: float | None = 0.5, *, exhaustive: bool = False, **proof: Any) -> list[str]:
     sink = StringIO()
-    search_command.report(Console(file=sink, width=width), answer(structural))
+    search_command.report(Console(file=sink, width=width), answer(structural, **proof), exhaustive=exhaustive)
     return sink.getvalue().splitlines()
+
+
+def test_a_proved_answer_says_so_and_what_was_spared() -> None:
+    assert "exact: proved to be what matching every image gives" in searched(180, exact=True)
+    spared = "exact: proved to be what matching every image gives; bounds put 1,200 images below without matching"
+    assert spared in searched(180, exact=True, proved_below=1200, exhaustive=True)
+
+
+def test_an_answer_without_a_proof_says_so_only_when_one_was_asked_for() -> None:
+    assert not any("exact" in line for line in searched(180))
+    assert "not proved exact before time was up; allow more with --timeout" in searched(180, exhaustive=True)
+
+
+def test_a_search_says_how_it_was_scored() -> None:
+    assert any(line.startswith("scored by position_aware, self-correlation weights") for line in searched(180))
+
+
+def explained(width: int, *, penalty: float = 0.0, gap: float | None = None) -> str:
+    flow = matchflow.Flow(
+        query_cell=0,
+        image_cell=5,
+        query_box=box(0, 0, 0.25, 0.25),
+        image_box=box(0.25, 0.25, 0.5, 0.5),
+        mass=0.5,
+        similarity=0.75,
+        penalty=penalty,
+        contribution=0.5 * (0.75 - penalty),
+    )
+    certificate = matchflow.Certificate(
+        iterations=9,
+        marginal_error=0.0,
+        converged=True,
+        query_marginal_is_uniform=False,
+        image_marginal_is_uniform=False,
+        duality_gap=gap,
+    )
+    explanation = matchflow.Explanation(
+        coarse_score=0.5,
+        structural_score=flow.contribution,
+        score=flow.contribution,
+        certificate=certificate,
+        flows=(flow,),
+        residual=0.0,
+        grid=matchflow.CellGrid(rows=4, columns=4),
+        query_weights=(),
+        image_weights=(),
+        bundle_digest="",
+        image=answer().hits[0].image,
+        rerank_settings=settings(matchflow.RerankMode.PARTIAL),
+    )
+    sink = StringIO()
+    explain_command.report(Console(file=sink, width=width), explanation, 12)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 180])
+def test_an_explanation_shows_what_distance_costs_where_it_costs_something(width: int) -> None:
+    assert "penalty" not in explained(width)
+    costly = explained(width, penalty=0.125)
+    assert "penalty" in costly
+    assert "0.1250" in costly
+    assert "0.3125" in costly
+    assert "adds up" in costly
+    assert all(len(line) <= width for line in costly.splitlines())
+
+
+def test_an_explanation_says_how_it_was_scored_and_what_the_solver_proves() -> None:
+    assert "scored by    partial, self-correlation weights" in explained(180)
+    assert "duality gap" not in explained(180)
+    assert "converged after 9 iterations, marginal error 0.0e+00, duality gap 1.0e-12" in explained(180, gap=1e-12)
 
 
 def test_a_wide_window_has_one_line_per_hit() -> None:

@@ -98,6 +98,55 @@ def test_deleting_a_gallery_returns_nothing(client: Any, counterpart: Counterpar
     assert counterpart.requests[0].name == "galleries/demo"
 
 
+DEFAULT = search_pb2.Rerank(
+    mode=search_pb2.RERANK_MODE_POSITION_AWARE,
+    depth=200,
+    global_weight=0,
+    marginals=search_pb2.MARGINALS_UNIFORM,
+    epsilon=0.05,
+    tolerance=1e-4,
+    max_iterations=200,
+    spatial_weight=1.5,
+    matched_mass=1,
+)
+SETTINGS = matchflow.RerankSettings(
+    mode=matchflow.RerankMode.POSITION_AWARE,
+    depth=200,
+    tuning=matchflow.Tuning(
+        global_weight=0.0,
+        marginals=matchflow.Marginals.UNIFORM,
+        epsilon=0.05,
+        tolerance=1e-4,
+        max_iterations=200,
+        spatial_weight=1.5,
+        matched_mass=1.0,
+    ),
+)
+
+
+def test_a_gallery_says_how_its_pairs_are_scored(client: Any, counterpart: Counterpart) -> None:
+    message = gallery_message()
+    message.default_rerank.CopyFrom(DEFAULT)
+    counterpart.answers["GetGallery"] = lambda _: message
+    assert client.get_gallery("demo").default_rerank == SETTINGS
+
+
+def test_a_default_is_set_under_a_mask(client: Any, counterpart: Counterpart) -> None:
+    def answer(request: gallery_pb2.UpdateGalleryRequest) -> gallery_pb2.Gallery:
+        message = gallery_message()
+        message.default_rerank.CopyFrom(request.gallery.default_rerank)
+        return message
+
+    counterpart.answers["UpdateGallery"] = answer
+    changed = client.set_default_rerank("demo", mode="position_aware", depth=200, tuning=SETTINGS.tuning)
+    assert changed.default_rerank == SETTINGS
+    client.set_default_rerank("demo")
+    first, second = counterpart.requests
+    assert first.gallery == gallery_pb2.Gallery(name="galleries/demo", default_rerank=DEFAULT)
+    assert list(first.update_mask.paths) == list(second.update_mask.paths) == ["default_rerank"]
+    assert second.gallery.default_rerank == search_pb2.Rerank()
+
+
 def test_galleries_are_listed_over_every_page(client: Any, counterpart: Counterpart) -> None:
     def answer(request: gallery_pb2.ListGalleriesRequest) -> gallery_pb2.ListGalleriesResponse:
         pages = {"": ("a", "t1"), "t1": ("b", "t2"), "t2": ("c", "")}
@@ -199,6 +248,8 @@ def test_a_search_sends_every_option(client: Any, counterpart: Counterpart, tmp_
             epsilon=0.0625,
             tolerance=0.25,
             max_iterations=7,
+            spatial_weight=2.5,
+            matched_mass=0.875,
         ),
         max_flows=3,
         where={"designer": "noto", "class": ["a", "b"]},
@@ -206,6 +257,7 @@ def test_a_search_sends_every_option(client: Any, counterpart: Counterpart, tmp_
         exclude=["dog"],
         min_score=0.125,
         include_query_image=True,
+        exhaustive=True,
     )
     condition = search_pb2.LabelCondition
     assert counterpart.requests == [
@@ -229,10 +281,13 @@ def test_a_search_sends_every_option(client: Any, counterpart: Counterpart, tmp_
                 epsilon=0.0625,
                 tolerance=0.25,
                 max_iterations=7,
+                spatial_weight=2.5,
+                matched_mass=0.875,
             ),
             max_flows=3,
             min_score=0.125,
             include_query_image=True,
+            exhaustive=True,
         )
     ]
 
@@ -265,6 +320,28 @@ def test_a_search_returns_typed_hits(client: Any, counterpart: Counterpart) -> N
     assert (result.bundle_digest, result.sequence, result.query_id) == ("d1", 17, "for galleries/demo")
     assert result.timings.total_ms == 16
     assert result.timings.explain_ms == 0
+
+
+def test_a_search_says_what_is_proved_and_how_it_was_scored(client: Any, counterpart: Counterpart) -> None:
+    counterpart.answers["Search"] = lambda _: search_pb2.SearchResponse(exact=True, proved_below=17, rerank=DEFAULT)
+    result = client.search(CAT, gallery="demo")
+    assert (result.exact, result.proved_below, result.rerank_settings) == (True, 17, SETTINGS)
+    counterpart.answers["Search"] = lambda _: search_pb2.SearchResponse()
+    older = client.search(CAT, gallery="demo")
+    assert (older.exact, older.proved_below, older.rerank_settings) == (False, 0, None)
+
+
+def test_an_exact_solver_proves_how_far_off_it_can_be(client: Any, counterpart: Counterpart) -> None:
+    score = match_score()
+    score.certificate.duality_gap = 0.0
+    counterpart.answers["Compare"] = lambda _: search_pb2.CompareResponse(match=score, rerank=DEFAULT)
+    pair = client.compare(CAT, CAT)
+    assert pair.certificate.duality_gap == 0
+    assert pair.rerank_settings == SETTINGS
+    counterpart.answers["Compare"] = lambda _: search_pb2.CompareResponse(match=match_score())
+    other = client.compare(CAT, CAT)
+    assert other.certificate.duality_gap is None
+    assert other.rerank_settings is None
 
 
 @pytest.mark.parametrize(
@@ -320,12 +397,30 @@ def test_a_hit_draws_itself_against_the_query_it_was_found_by(
     assert "jpeg" not in repr(hit)
 
 
+def test_a_hit_draws_itself_as_it_was_scored_even_by_a_default_that_changed(
+    client: Any, counterpart: Counterpart, tmp_path: Path
+) -> None:
+    def answer(request: search_pb2.SearchRequest) -> search_pb2.SearchResponse:
+        reply = search_reply(request)
+        reply.rerank.CopyFrom(DEFAULT)
+        return reply
+
+    counterpart.answers["Search"] = answer
+    counterpart.answers["RenderMatch"] = lambda _: search_pb2.RenderMatchResponse(png=b"\x89PNG drawn")
+    saved = client.search(b"jpeg", gallery="demo").hits[0].save_overlay(tmp_path / "why.png")
+    if isinstance(client, AsyncClientInDisguise):
+        client.wait(saved)
+    assert counterpart.requests[1].rerank == DEFAULT
+
+
 def test_a_comparison_has_the_plan_and_its_weights(client: Any, counterpart: Counterpart) -> None:
     counterpart.answers["Compare"] = lambda _: search_pb2.CompareResponse(
         match=match_score(),
         grid=types_pb2.CellGrid(rows=2, columns=1),
         query_weights=[0.25, 0.75],
         image_weights=[0.5, 0.5],
+        query_cell_shares=[0.125, 0.25],
+        image_cell_shares=[0.375, 0.0],
         bundle_digest="d1",
     )
     pair = client.compare(b"a", CAT, mode=matchflow.RerankMode.SAME_CELL, max_flows=4, model="lite0")
@@ -336,6 +431,8 @@ def test_a_comparison_has_the_plan_and_its_weights(client: Any, counterpart: Cou
     assert request.rerank.mode == search_pb2.RERANK_MODE_SAME_CELL
     assert pair.grid == matchflow.CellGrid(rows=2, columns=1)
     assert (pair.query_weights, pair.image_weights) == ((0.25, 0.75), (0.5, 0.5))
+    assert (pair.query_cell_shares, pair.image_cell_shares) == ((0.125, 0.25), (0.375, 0.0))
+    assert "shares" not in repr(pair)
     assert pair.bundle_digest == "d1"
     assert pair.verify()
 

@@ -60,6 +60,15 @@ def test_a_contribution_that_is_not_mass_times_similarity_is_found() -> None:
     assert not comparison(score).verify()
 
 
+def test_distance_counts_in_a_contribution() -> None:
+    score = types_pb2.MatchScore(structural_score=0.3, flows=[flow(0, 3, 0.5, 0.8, 0.2)])
+    pair = comparison(score)
+    assert pair.flows[0].penalty == pytest.approx(0.2)
+    assert pair.verify()
+    score.flows[0].penalty = 0.0
+    assert not comparison(score).verify()
+
+
 def test_a_pair_that_was_not_re_ranked_has_nothing_to_add_up() -> None:
     pair = comparison(types_pb2.MatchScore(coarse_score=0.5, score=0.5))
     assert pair.structural_score is None

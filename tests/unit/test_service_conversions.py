@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 from matchflow.v1 import search_pb2, types_pb2
 from matchflow_bundle import ImageUnreadableError, Preprocessing, ResizePolicy
 from matchflow_index import GalleryNotFoundError, LabelCondition
-from matchflow_matching import CellGrid, FeaturesInvalidError, Marginals, MatchMode, MatchSettings
+from matchflow_matching import CellGrid, FeaturesInvalidError
 from matchflow_service import conversions
 from matchflow_service.calls import CallInterceptor, CallsInFlight
 from matchflow_service.deadlines import Deadline
@@ -102,32 +102,6 @@ def test_scales_too_small_for_float16_become_zero_without_a_warning() -> None:
     message = conversions.features_message(random_features(1, cells=GRID.size, dim=8)[0], "digest")
     message.cell_scales[0] = 1e-12
     assert conversions.parse_features(message, GRID, 8).scales[0] == 0
-
-
-def test_an_absent_rerank_is_the_paper() -> None:
-    assert conversions.parse_rerank(search_pb2.Rerank()) == MatchSettings()
-    assert conversions.parse_depth(search_pb2.Rerank()) == 100
-
-
-def test_every_field_of_rerank_arrives() -> None:
-    message = search_pb2.Rerank(
-        mode=search_pb2.RERANK_MODE_MAX_SIM,
-        depth=7,
-        global_weight=0.3,
-        marginals=search_pb2.MARGINALS_UNIFORM,
-        epsilon=0.07,
-        tolerance=0.001,
-        max_iterations=11,
-    )
-    assert conversions.parse_depth(message) == 7
-    assert conversions.parse_rerank(message) == MatchSettings(
-        mode=MatchMode.MAX_SIM,
-        global_weight=0.3,
-        marginals=Marginals.UNIFORM,
-        epsilon=0.07,
-        tolerance=0.001,
-        max_iterations=11,
-    )
 
 
 def test_a_filter_carries_conditions_and_exclusions() -> None:

@@ -9,6 +9,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from matchflow.v1 import matching_pb2 as _matching_pb2
 from matchflow.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -34,6 +35,7 @@ class Gallery(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     WITHOUT_THUMBNAILS_FIELD_NUMBER: _builtins.int
+    DEFAULT_RERANK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"galleries/{gallery}"; the id has 1-63 characters of [a-z0-9-] and begins with a letter."""
     model: _builtins.str
@@ -56,6 +58,12 @@ class Gallery(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
 
+    @_builtins.property
+    def default_rerank(self) -> _matching_pb2.Rerank:
+        """How pairs are scored when a request names no mode. In replies with every setting. In CreateGallery and UpdateGallery
+        what is absent has the value recommended for the mode, and no mode means the paper's: STRUCTURAL.
+        """
+
     def __init__(
         self,
         *,
@@ -68,10 +76,11 @@ class Gallery(_message.Message):
         sequence: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         without_thumbnails: _builtins.bool = ...,
+        default_rerank: _matching_pb2.Rerank | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "grid", b"grid"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_rerank", b"default_rerank", "grid", b"grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "create_time", b"create_time", "embedding_dim", b"embedding_dim", "grid", b"grid", "image_count", b"image_count", "model", b"model", "name", b"name", "sequence", b"sequence", "without_thumbnails", b"without_thumbnails"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "create_time", b"create_time", "default_rerank", b"default_rerank", "embedding_dim", b"embedding_dim", "grid", b"grid", "image_count", b"image_count", "model", b"model", "name", b"name", "sequence", b"sequence", "without_thumbnails", b"without_thumbnails"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,6 +220,34 @@ class ListGalleriesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListGalleriesResponse: _TypeAlias = ListGalleriesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateGalleryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gallery(self) -> Global___Gallery:
+        """`name` says which; only `default_rerank` can change."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """"default_rerank" replaces all of it. Empty means the same if `gallery` has one, and otherwise changes nothing."""
+
+    def __init__(
+        self,
+        *,
+        gallery: Global___Gallery | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateGalleryRequest: _TypeAlias = UpdateGalleryRequest  # noqa: Y015
 
 @_typing.final
 class DeleteGalleryRequest(_message.Message):

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class GalleryServiceStub:
-    """Create, list and delete galleries; look at, relabel and delete their images.
+    """Create, list, adjust and delete galleries; look at, relabel and delete their images.
     """
 
     def __init__(self, channel):
@@ -50,6 +50,11 @@ class GalleryServiceStub:
                 '/matchflow.v1.GalleryService/ListGalleries',
                 request_serializer=matchflow_dot_v1_dot_gallery__pb2.ListGalleriesRequest.SerializeToString,
                 response_deserializer=matchflow_dot_v1_dot_gallery__pb2.ListGalleriesResponse.FromString,
+                _registered_method=True)
+        self.UpdateGallery = channel.unary_unary(
+                '/matchflow.v1.GalleryService/UpdateGallery',
+                request_serializer=matchflow_dot_v1_dot_gallery__pb2.UpdateGalleryRequest.SerializeToString,
+                response_deserializer=matchflow_dot_v1_dot_gallery__pb2.Gallery.FromString,
                 _registered_method=True)
         self.DeleteGallery = channel.unary_unary(
                 '/matchflow.v1.GalleryService/DeleteGallery',
@@ -79,7 +84,7 @@ class GalleryServiceStub:
 
 
 class GalleryServiceServicer:
-    """Create, list and delete galleries; look at, relabel and delete their images.
+    """Create, list, adjust and delete galleries; look at, relabel and delete their images.
     """
 
     def CreateGallery(self, request, context):
@@ -98,6 +103,13 @@ class GalleryServiceServicer:
 
     def ListGalleries(self, request, context):
         """In the order of their ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateGallery(self, request, context):
+        """Changes how the gallery's pairs are scored when a request names no mode. Errors: GALLERY_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,6 +169,11 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     request_deserializer=matchflow_dot_v1_dot_gallery__pb2.ListGalleriesRequest.FromString,
                     response_serializer=matchflow_dot_v1_dot_gallery__pb2.ListGalleriesResponse.SerializeToString,
             ),
+            'UpdateGallery': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateGallery,
+                    request_deserializer=matchflow_dot_v1_dot_gallery__pb2.UpdateGalleryRequest.FromString,
+                    response_serializer=matchflow_dot_v1_dot_gallery__pb2.Gallery.SerializeToString,
+            ),
             'DeleteGallery': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteGallery,
                     request_deserializer=matchflow_dot_v1_dot_gallery__pb2.DeleteGalleryRequest.FromString,
@@ -191,7 +208,7 @@ def add_GalleryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GalleryService:
-    """Create, list and delete galleries; look at, relabel and delete their images.
+    """Create, list, adjust and delete galleries; look at, relabel and delete their images.
     """
 
     @staticmethod
@@ -265,6 +282,33 @@ class GalleryService:
             '/matchflow.v1.GalleryService/ListGalleries',
             matchflow_dot_v1_dot_gallery__pb2.ListGalleriesRequest.SerializeToString,
             matchflow_dot_v1_dot_gallery__pb2.ListGalleriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matchflow.v1.GalleryService/UpdateGallery',
+            matchflow_dot_v1_dot_gallery__pb2.UpdateGalleryRequest.SerializeToString,
+            matchflow_dot_v1_dot_gallery__pb2.Gallery.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GalleryServiceStub:
-    """Create, list and delete galleries; look at, relabel and delete their images."""
+    """Create, list, adjust and delete galleries; look at, relabel and delete their images."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,6 +40,8 @@ class GalleryServiceStub:
     """Errors: GALLERY_NOT_FOUND."""
     ListGalleries: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.ListGalleriesRequest, _gallery_pb2.ListGalleriesResponse]
     """In the order of their ids."""
+    UpdateGallery: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.UpdateGalleryRequest, _gallery_pb2.Gallery]
+    """Changes how the gallery's pairs are scored when a request names no mode. Errors: GALLERY_NOT_FOUND."""
     DeleteGallery: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.DeleteGalleryRequest, _empty_pb2.Empty]
     """Deletes the gallery and every image in it. Errors: GALLERY_NOT_FOUND."""
     GetImage: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.GetImageRequest, _gallery_pb2.Image]
@@ -55,7 +57,7 @@ class GalleryServiceStub:
 
 @_typing.type_check_only
 class GalleryServiceAsyncStub(GalleryServiceStub):
-    """Create, list and delete galleries; look at, relabel and delete their images."""
+    """Create, list, adjust and delete galleries; look at, relabel and delete their images."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateGallery: _aio.UnaryUnaryMultiCallable[_gallery_pb2.CreateGalleryRequest, _gallery_pb2.Gallery]  # type: ignore[assignment]
@@ -64,6 +66,8 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """Errors: GALLERY_NOT_FOUND."""
     ListGalleries: _aio.UnaryUnaryMultiCallable[_gallery_pb2.ListGalleriesRequest, _gallery_pb2.ListGalleriesResponse]  # type: ignore[assignment]
     """In the order of their ids."""
+    UpdateGallery: _aio.UnaryUnaryMultiCallable[_gallery_pb2.UpdateGalleryRequest, _gallery_pb2.Gallery]  # type: ignore[assignment]
+    """Changes how the gallery's pairs are scored when a request names no mode. Errors: GALLERY_NOT_FOUND."""
     DeleteGallery: _aio.UnaryUnaryMultiCallable[_gallery_pb2.DeleteGalleryRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes the gallery and every image in it. Errors: GALLERY_NOT_FOUND."""
     GetImage: _aio.UnaryUnaryMultiCallable[_gallery_pb2.GetImageRequest, _gallery_pb2.Image]  # type: ignore[assignment]
@@ -78,7 +82,7 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Create, list and delete galleries; look at, relabel and delete their images."""
+    """Create, list, adjust and delete galleries; look at, relabel and delete their images."""
 
     @_abc_1.abstractmethod
     def CreateGallery(
@@ -103,6 +107,14 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_pb2.ListGalleriesResponse, _abc.Awaitable[_gallery_pb2.ListGalleriesResponse]]:
         """In the order of their ids."""
+
+    @_abc_1.abstractmethod
+    def UpdateGallery(
+        self,
+        request: _gallery_pb2.UpdateGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_pb2.Gallery, _abc.Awaitable[_gallery_pb2.Gallery]]:
+        """Changes how the gallery's pairs are scored when a request names no mode. Errors: GALLERY_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def DeleteGallery(

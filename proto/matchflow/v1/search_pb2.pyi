@@ -9,7 +9,25 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from matchflow.v1 import gallery_pb2 as _gallery_pb2
+from matchflow.v1 import matching_pb2 as _matching_pb2
 from matchflow.v1 import types_pb2 as _types_pb2
+from matchflow.v1.matching_pb2 import MARGINALS_CROSS_CORRELATION as MARGINALS_CROSS_CORRELATION
+from matchflow.v1.matching_pb2 import MARGINALS_SELF_CORRELATION as MARGINALS_SELF_CORRELATION
+from matchflow.v1.matching_pb2 import MARGINALS_UNIFORM as MARGINALS_UNIFORM
+from matchflow.v1.matching_pb2 import MARGINALS_UNSPECIFIED as MARGINALS_UNSPECIFIED
+from matchflow.v1.matching_pb2 import Marginals as Marginals
+from matchflow.v1.matching_pb2 import RERANK_MODE_CHAMFER as RERANK_MODE_CHAMFER
+from matchflow.v1.matching_pb2 import RERANK_MODE_EARTH_MOVER as RERANK_MODE_EARTH_MOVER
+from matchflow.v1.matching_pb2 import RERANK_MODE_MAX_SIM as RERANK_MODE_MAX_SIM
+from matchflow.v1.matching_pb2 import RERANK_MODE_NONE as RERANK_MODE_NONE
+from matchflow.v1.matching_pb2 import RERANK_MODE_PARTIAL as RERANK_MODE_PARTIAL
+from matchflow.v1.matching_pb2 import RERANK_MODE_POSITION_AWARE as RERANK_MODE_POSITION_AWARE
+from matchflow.v1.matching_pb2 import RERANK_MODE_SAME_CELL as RERANK_MODE_SAME_CELL
+from matchflow.v1.matching_pb2 import RERANK_MODE_STRIPES as RERANK_MODE_STRIPES
+from matchflow.v1.matching_pb2 import RERANK_MODE_STRUCTURAL as RERANK_MODE_STRUCTURAL
+from matchflow.v1.matching_pb2 import RERANK_MODE_UNSPECIFIED as RERANK_MODE_UNSPECIFIED
+from matchflow.v1.matching_pb2 import Rerank as Rerank
+from matchflow.v1.matching_pb2 import RerankMode as RerankMode
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,62 +38,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _RerankMode:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _RerankModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RerankMode.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    RERANK_MODE_UNSPECIFIED: _RerankMode.ValueType  # 0
-    """STRUCTURAL."""
-    RERANK_MODE_NONE: _RerankMode.ValueType  # 1
-    """Coarse order only."""
-    RERANK_MODE_MAX_SIM: _RerankMode.ValueType  # 2
-    """sum_j v_j max_i S_ij, with the query's weights v: each query cell takes its best image cell."""
-    RERANK_MODE_SAME_CELL: _RerankMode.ValueType  # 3
-    """Mean cosine of cells at equal positions: the control that knows no transport."""
-    RERANK_MODE_STRUCTURAL: _RerankMode.ValueType  # 4
-    """Entropic optimal transport between the cells (the paper)."""
-
-class RerankMode(_RerankMode, metaclass=_RerankModeEnumTypeWrapper):
-    """How candidates are scored in the second stage."""
-
-RERANK_MODE_UNSPECIFIED: RerankMode.ValueType  # 0
-"""STRUCTURAL."""
-RERANK_MODE_NONE: RerankMode.ValueType  # 1
-"""Coarse order only."""
-RERANK_MODE_MAX_SIM: RerankMode.ValueType  # 2
-"""sum_j v_j max_i S_ij, with the query's weights v: each query cell takes its best image cell."""
-RERANK_MODE_SAME_CELL: RerankMode.ValueType  # 3
-"""Mean cosine of cells at equal positions: the control that knows no transport."""
-RERANK_MODE_STRUCTURAL: RerankMode.ValueType  # 4
-"""Entropic optimal transport between the cells (the paper)."""
-Global___RerankMode: _TypeAlias = RerankMode  # noqa: Y015
-
-class _Marginals:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _MarginalsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Marginals.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    MARGINALS_UNSPECIFIED: _Marginals.ValueType  # 0
-    """CROSS_CORRELATION."""
-    MARGINALS_CROSS_CORRELATION: _Marginals.ValueType  # 1
-    """A cell weighs max(0, cosine with the other image's global vector), normalised to sum 1."""
-    MARGINALS_UNIFORM: _Marginals.ValueType  # 2
-    """Every cell weighs the same."""
-
-class Marginals(_Marginals, metaclass=_MarginalsEnumTypeWrapper):
-    """How the weight of each cell is found."""
-
-MARGINALS_UNSPECIFIED: Marginals.ValueType  # 0
-"""CROSS_CORRELATION."""
-MARGINALS_CROSS_CORRELATION: Marginals.ValueType  # 1
-"""A cell weighs max(0, cosine with the other image's global vector), normalised to sum 1."""
-MARGINALS_UNIFORM: Marginals.ValueType  # 2
-"""Every cell weighs the same."""
-Global___Marginals: _TypeAlias = Marginals  # noqa: Y015
 
 @_typing.final
 class Query(_message.Message):
@@ -108,67 +70,6 @@ class Query(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___Query: _TypeAlias = Query  # noqa: Y015
-
-@_typing.final
-class Rerank(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    MODE_FIELD_NUMBER: _builtins.int
-    DEPTH_FIELD_NUMBER: _builtins.int
-    GLOBAL_WEIGHT_FIELD_NUMBER: _builtins.int
-    MARGINALS_FIELD_NUMBER: _builtins.int
-    EPSILON_FIELD_NUMBER: _builtins.int
-    TOLERANCE_FIELD_NUMBER: _builtins.int
-    MAX_ITERATIONS_FIELD_NUMBER: _builtins.int
-    mode: Global___RerankMode.ValueType
-    depth: _builtins.int
-    """How many coarse candidates are matched, 1 to 10,000. Absent: 100. Only Search looks at it."""
-    global_weight: _builtins.float
-    """Weight of coarse_score in the final score, 0 to 10. Absent: 1 (the paper)."""
-    marginals: Global___Marginals.ValueType
-    epsilon: _builtins.float
-    """Entropic regularisation, 0.03 to 10. Absent: 0.05."""
-    tolerance: _builtins.float
-    """The solver stops for a pair when its L1 marginal error is at most this, 1e-6 to 1. Absent: 1e-4."""
-    max_iterations: _builtins.int
-    """... or after so many iterations, 1 to 10,000. Absent: 200."""
-    def __init__(
-        self,
-        *,
-        mode: Global___RerankMode.ValueType = ...,
-        depth: _builtins.int | None = ...,
-        global_weight: _builtins.float | None = ...,
-        marginals: Global___Marginals.ValueType = ...,
-        epsilon: _builtins.float | None = ...,
-        tolerance: _builtins.float | None = ...,
-        max_iterations: _builtins.int | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_depth", b"_depth", "_epsilon", b"_epsilon", "_global_weight", b"_global_weight", "_max_iterations", b"_max_iterations", "_tolerance", b"_tolerance", "depth", b"depth", "epsilon", b"epsilon", "global_weight", b"global_weight", "max_iterations", b"max_iterations", "tolerance", b"tolerance"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_depth", b"_depth", "_epsilon", b"_epsilon", "_global_weight", b"_global_weight", "_max_iterations", b"_max_iterations", "_tolerance", b"_tolerance", "depth", b"depth", "epsilon", b"epsilon", "global_weight", b"global_weight", "marginals", b"marginals", "max_iterations", b"max_iterations", "mode", b"mode", "tolerance", b"tolerance"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__depth: _TypeAlias = _typing.Literal["depth"]  # noqa: Y015
-    _WhichOneofArgType__depth: _TypeAlias = _typing.Literal["_depth", b"_depth"]  # noqa: Y015
-    _WhichOneofReturnType__epsilon: _TypeAlias = _typing.Literal["epsilon"]  # noqa: Y015
-    _WhichOneofArgType__epsilon: _TypeAlias = _typing.Literal["_epsilon", b"_epsilon"]  # noqa: Y015
-    _WhichOneofReturnType__global_weight: _TypeAlias = _typing.Literal["global_weight"]  # noqa: Y015
-    _WhichOneofArgType__global_weight: _TypeAlias = _typing.Literal["_global_weight", b"_global_weight"]  # noqa: Y015
-    _WhichOneofReturnType__max_iterations: _TypeAlias = _typing.Literal["max_iterations"]  # noqa: Y015
-    _WhichOneofArgType__max_iterations: _TypeAlias = _typing.Literal["_max_iterations", b"_max_iterations"]  # noqa: Y015
-    _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
-    _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__depth) -> _WhichOneofReturnType__depth | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon) -> _WhichOneofReturnType__epsilon | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__global_weight) -> _WhichOneofReturnType__global_weight | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_iterations) -> _WhichOneofReturnType__max_iterations | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
-
-Global___Rerank: _TypeAlias = Rerank  # noqa: Y015
 
 @_typing.final
 class Filter(_message.Message):
@@ -238,6 +139,7 @@ class SearchRequest(_message.Message):
     MAX_FLOWS_FIELD_NUMBER: _builtins.int
     MIN_SCORE_FIELD_NUMBER: _builtins.int
     INCLUDE_QUERY_IMAGE_FIELD_NUMBER: _builtins.int
+    EXHAUSTIVE_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     """"galleries/{gallery}"."""
     top_k: _builtins.int
@@ -248,12 +150,16 @@ class SearchRequest(_message.Message):
     """Hits whose final score is below are left out."""
     include_query_image: _builtins.bool
     """A stored query image is left out of its own answer unless this is set."""
+    exhaustive: _builtins.bool
+    """Match beyond `depth` until `exact` is proved, all images that pass the filter are matched, or the deadline comes."""
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
     def filter(self) -> Global___Filter: ...
     @_builtins.property
-    def rerank(self) -> Global___Rerank: ...
+    def rerank(self) -> _matching_pb2.Rerank:
+        """Without a mode: the gallery's default."""
+
     def __init__(
         self,
         *,
@@ -261,14 +167,15 @@ class SearchRequest(_message.Message):
         query: Global___Query | None = ...,
         filter: Global___Filter | None = ...,
         top_k: _builtins.int | None = ...,
-        rerank: Global___Rerank | None = ...,
+        rerank: _matching_pb2.Rerank | None = ...,
         max_flows: _builtins.int | None = ...,
         min_score: _builtins.float | None = ...,
         include_query_image: _builtins.bool = ...,
+        exhaustive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "_min_score", b"_min_score", "_top_k", b"_top_k", "filter", b"filter", "max_flows", b"max_flows", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "_min_score", b"_min_score", "_top_k", b"_top_k", "filter", b"filter", "gallery", b"gallery", "include_query_image", b"include_query_image", "max_flows", b"max_flows", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "_min_score", b"_min_score", "_top_k", b"_top_k", "exhaustive", b"exhaustive", "filter", b"filter", "gallery", b"gallery", "include_query_image", b"include_query_image", "max_flows", b"max_flows", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_flows: _TypeAlias = _typing.Literal["max_flows"]  # noqa: Y015
     _WhichOneofArgType__max_flows: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows"]  # noqa: Y015
@@ -325,9 +232,11 @@ class RerankStatus(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: RerankStatus._State.ValueType  # 0
         STATE_COMPLETE: RerankStatus._State.ValueType  # 1
-        """All `depth` candidates (or all there are) were matched."""
+        """All `depth` candidates (or all there are) were matched; with `exhaustive`, as many as the proof needed."""
         STATE_PARTIAL: RerankStatus._State.ValueType  # 2
-        """The deadline came: `depth_done` candidates were matched, the others follow in coarse order."""
+        """The deadline came: `depth_done` candidates were matched, the others follow in coarse order. With `exhaustive`:
+        before the proof.
+        """
         STATE_SKIPPED_DEADLINE: RerankStatus._State.ValueType  # 3
         """The deadline came before the first: coarse order."""
         STATE_NOT_REQUESTED: RerankStatus._State.ValueType  # 4
@@ -336,9 +245,11 @@ class RerankStatus(_message.Message):
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: RerankStatus.State.ValueType  # 0
     STATE_COMPLETE: RerankStatus.State.ValueType  # 1
-    """All `depth` candidates (or all there are) were matched."""
+    """All `depth` candidates (or all there are) were matched; with `exhaustive`, as many as the proof needed."""
     STATE_PARTIAL: RerankStatus.State.ValueType  # 2
-    """The deadline came: `depth_done` candidates were matched, the others follow in coarse order."""
+    """The deadline came: `depth_done` candidates were matched, the others follow in coarse order. With `exhaustive`:
+    before the proof.
+    """
     STATE_SKIPPED_DEADLINE: RerankStatus.State.ValueType  # 3
     """The deadline came before the first: coarse order."""
     STATE_NOT_REQUESTED: RerankStatus.State.ValueType  # 4
@@ -413,11 +324,20 @@ class SearchResponse(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     QUERY_ID_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    PROVED_BELOW_FIELD_NUMBER: _builtins.int
+    RERANK_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
     sequence: _builtins.int
     """The last change of the gallery that this answer reflects."""
     query_id: _builtins.str
     """Also in the server's log."""
+    exact: _builtins.bool
+    """Proved: matching every image that passes the filter would give the same hits in the same order. Without re-ranking:
+    computing every coarse_score would. False means not proved, not wrong.
+    """
+    proved_below: _builtins.int
+    """Images that were not matched because a bound on their score already puts them below the last hit."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
         """Best first. Re-ranked hits come before those that were not; equal scores in order of image name."""
@@ -426,6 +346,12 @@ class SearchResponse(_message.Message):
     def rerank_status(self) -> Global___RerankStatus: ...
     @_builtins.property
     def timings(self) -> Global___StageTimings: ...
+    @_builtins.property
+    def rerank(self) -> _matching_pb2.Rerank:
+        """How this answer was scored, with every setting and the depth: sent in a request, here or to Explain, it gives the
+        same scores again even when the gallery's default has changed meanwhile.
+        """
+
     def __init__(
         self,
         *,
@@ -435,10 +361,13 @@ class SearchResponse(_message.Message):
         sequence: _builtins.int = ...,
         timings: Global___StageTimings | None = ...,
         query_id: _builtins.str = ...,
+        exact: _builtins.bool = ...,
+        proved_below: _builtins.int = ...,
+        rerank: _matching_pb2.Rerank | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["rerank_status", b"rerank_status", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rerank", b"rerank", "rerank_status", b"rerank_status", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "hits", b"hits", "query_id", b"query_id", "rerank_status", b"rerank_status", "sequence", b"sequence", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "exact", b"exact", "hits", b"hits", "proved_below", b"proved_below", "query_id", b"query_id", "rerank", b"rerank", "rerank_status", b"rerank_status", "sequence", b"sequence", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -462,13 +391,15 @@ class CompareRequest(_message.Message):
     @_builtins.property
     def image(self) -> Global___Query: ...
     @_builtins.property
-    def rerank(self) -> Global___Rerank: ...
+    def rerank(self) -> _matching_pb2.Rerank:
+        """Without a mode: the default of the image's gallery, or of the query's when only that is stored."""
+
     def __init__(
         self,
         *,
         query: Global___Query | None = ...,
         image: Global___Query | None = ...,
-        rerank: Global___Rerank | None = ...,
+        rerank: _matching_pb2.Rerank | None = ...,
         max_flows: _builtins.int | None = ...,
         model: _builtins.str = ...,
     ) -> None: ...
@@ -491,6 +422,9 @@ class CompareResponse(_message.Message):
     QUERY_WEIGHTS_FIELD_NUMBER: _builtins.int
     IMAGE_WEIGHTS_FIELD_NUMBER: _builtins.int
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    RERANK_FIELD_NUMBER: _builtins.int
+    QUERY_CELL_SHARES_FIELD_NUMBER: _builtins.int
+    IMAGE_CELL_SHARES_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
     @_builtins.property
     def match(self) -> _types_pb2.MatchScore: ...
@@ -498,10 +432,24 @@ class CompareResponse(_message.Message):
     def grid(self) -> _types_pb2.CellGrid: ...
     @_builtins.property
     def query_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Weights of the query's and the image's cells, each summing to 1. Empty for SAME_CELL and NONE."""
+        """Mass that each cell of the query and of the image has in the plan, each summing to 1. Empty for SAME_CELL, STRIPES
+        and NONE.
+        """
 
     @_builtins.property
     def image_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def rerank(self) -> _matching_pb2.Rerank:
+        """How the pair was scored, with every setting but the depth."""
+
+    @_builtins.property
+    def query_cell_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What each cell contributes to structural_score when it shares with close cells of agreeing features; sums to it.
+        Empty for NONE.
+        """
+
+    @_builtins.property
+    def image_cell_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
@@ -510,10 +458,13 @@ class CompareResponse(_message.Message):
         query_weights: _abc.Iterable[_builtins.float] | None = ...,
         image_weights: _abc.Iterable[_builtins.float] | None = ...,
         bundle_digest: _builtins.str = ...,
+        rerank: _matching_pb2.Rerank | None = ...,
+        query_cell_shares: _abc.Iterable[_builtins.float] | None = ...,
+        image_cell_shares: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "match", b"match"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "match", b"match", "rerank", b"rerank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "grid", b"grid", "image_weights", b"image_weights", "match", b"match", "query_weights", b"query_weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "grid", b"grid", "image_cell_shares", b"image_cell_shares", "image_weights", b"image_weights", "match", b"match", "query_cell_shares", b"query_cell_shares", "query_weights", b"query_weights", "rerank", b"rerank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -534,13 +485,15 @@ class ExplainRequest(_message.Message):
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
-    def rerank(self) -> Global___Rerank: ...
+    def rerank(self) -> _matching_pb2.Rerank:
+        """Without a mode: the default of the image's gallery, as in Search."""
+
     def __init__(
         self,
         *,
         query: Global___Query | None = ...,
         image: _builtins.str = ...,
-        rerank: Global___Rerank | None = ...,
+        rerank: _matching_pb2.Rerank | None = ...,
         max_flows: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "max_flows", b"max_flows", "query", b"query", "rerank", b"rerank"]  # noqa: Y015
@@ -563,6 +516,9 @@ class ExplainResponse(_message.Message):
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     QUERY_WEIGHTS_FIELD_NUMBER: _builtins.int
     IMAGE_WEIGHTS_FIELD_NUMBER: _builtins.int
+    RERANK_FIELD_NUMBER: _builtins.int
+    QUERY_CELL_SHARES_FIELD_NUMBER: _builtins.int
+    IMAGE_CELL_SHARES_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
     @_builtins.property
     def image(self) -> _gallery_pb2.Image: ...
@@ -571,9 +527,21 @@ class ExplainResponse(_message.Message):
     @_builtins.property
     def grid(self) -> _types_pb2.CellGrid: ...
     @_builtins.property
-    def query_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def query_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """As in CompareResponse."""
+
     @_builtins.property
     def image_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def rerank(self) -> _matching_pb2.Rerank:
+        """How the pair was scored, with every setting but the depth."""
+
+    @_builtins.property
+    def query_cell_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """As in CompareResponse."""
+
+    @_builtins.property
+    def image_cell_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
@@ -583,10 +551,13 @@ class ExplainResponse(_message.Message):
         bundle_digest: _builtins.str = ...,
         query_weights: _abc.Iterable[_builtins.float] | None = ...,
         image_weights: _abc.Iterable[_builtins.float] | None = ...,
+        rerank: _matching_pb2.Rerank | None = ...,
+        query_cell_shares: _abc.Iterable[_builtins.float] | None = ...,
+        image_cell_shares: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "image", b"image", "match", b"match"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "image", b"image", "match", b"match", "rerank", b"rerank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "grid", b"grid", "image", b"image", "image_weights", b"image_weights", "match", b"match", "query_weights", b"query_weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "grid", b"grid", "image", b"image", "image_cell_shares", b"image_cell_shares", "image_weights", b"image_weights", "match", b"match", "query_cell_shares", b"query_cell_shares", "query_weights", b"query_weights", "rerank", b"rerank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -610,13 +581,15 @@ class RenderMatchRequest(_message.Message):
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
-    def rerank(self) -> Global___Rerank: ...
+    def rerank(self) -> _matching_pb2.Rerank:
+        """As in Explain."""
+
     def __init__(
         self,
         *,
         query: Global___Query | None = ...,
         image: _builtins.str = ...,
-        rerank: Global___Rerank | None = ...,
+        rerank: _matching_pb2.Rerank | None = ...,
         max_flows: _builtins.int | None = ...,
         height_px: _builtins.int | None = ...,
     ) -> None: ...

@@ -88,7 +88,7 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenderMatch(self, request, context):
-        """Draws a pair side by side with the strongest matched parts joined. The query can't be features: they have no
+        """Draws a pair side by side with the best supported matched parts joined. The query can't be features: they have no
         picture. Errors: as Search, and THUMBNAIL_MISSING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -6,6 +6,23 @@ Questions and explained answers."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from matchflow.v1 import search_pb2 as _search_pb2
+from matchflow.v1.matching_pb2 import MARGINALS_CROSS_CORRELATION as MARGINALS_CROSS_CORRELATION
+from matchflow.v1.matching_pb2 import MARGINALS_SELF_CORRELATION as MARGINALS_SELF_CORRELATION
+from matchflow.v1.matching_pb2 import MARGINALS_UNIFORM as MARGINALS_UNIFORM
+from matchflow.v1.matching_pb2 import MARGINALS_UNSPECIFIED as MARGINALS_UNSPECIFIED
+from matchflow.v1.matching_pb2 import Marginals as Marginals
+from matchflow.v1.matching_pb2 import RERANK_MODE_CHAMFER as RERANK_MODE_CHAMFER
+from matchflow.v1.matching_pb2 import RERANK_MODE_EARTH_MOVER as RERANK_MODE_EARTH_MOVER
+from matchflow.v1.matching_pb2 import RERANK_MODE_MAX_SIM as RERANK_MODE_MAX_SIM
+from matchflow.v1.matching_pb2 import RERANK_MODE_NONE as RERANK_MODE_NONE
+from matchflow.v1.matching_pb2 import RERANK_MODE_PARTIAL as RERANK_MODE_PARTIAL
+from matchflow.v1.matching_pb2 import RERANK_MODE_POSITION_AWARE as RERANK_MODE_POSITION_AWARE
+from matchflow.v1.matching_pb2 import RERANK_MODE_SAME_CELL as RERANK_MODE_SAME_CELL
+from matchflow.v1.matching_pb2 import RERANK_MODE_STRIPES as RERANK_MODE_STRIPES
+from matchflow.v1.matching_pb2 import RERANK_MODE_STRUCTURAL as RERANK_MODE_STRUCTURAL
+from matchflow.v1.matching_pb2 import RERANK_MODE_UNSPECIFIED as RERANK_MODE_UNSPECIFIED
+from matchflow.v1.matching_pb2 import Rerank as Rerank
+from matchflow.v1.matching_pb2 import RerankMode as RerankMode
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -48,7 +65,7 @@ class SearchServiceStub:
     Errors: as Search.
     """
     RenderMatch: _grpc.UnaryUnaryMultiCallable[_search_pb2.RenderMatchRequest, _search_pb2.RenderMatchResponse]
-    """Draws a pair side by side with the strongest matched parts joined. The query can't be features: they have no
+    """Draws a pair side by side with the best supported matched parts joined. The query can't be features: they have no
     picture. Errors: as Search, and THUMBNAIL_MISSING.
     """
 
@@ -72,7 +89,7 @@ class SearchServiceAsyncStub(SearchServiceStub):
     Errors: as Search.
     """
     RenderMatch: _aio.UnaryUnaryMultiCallable[_search_pb2.RenderMatchRequest, _search_pb2.RenderMatchResponse]  # type: ignore[assignment]
-    """Draws a pair side by side with the strongest matched parts joined. The query can't be features: they have no
+    """Draws a pair side by side with the best supported matched parts joined. The query can't be features: they have no
     picture. Errors: as Search, and THUMBNAIL_MISSING.
     """
 
@@ -117,7 +134,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.RenderMatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.RenderMatchResponse, _abc.Awaitable[_search_pb2.RenderMatchResponse]]:
-        """Draws a pair side by side with the strongest matched parts joined. The query can't be features: they have no
+        """Draws a pair side by side with the best supported matched parts joined. The query can't be features: they have no
         picture. Errors: as Search, and THUMBNAIL_MISSING.
         """
 

@@ -237,7 +237,7 @@ Global___Features: _TypeAlias = Features  # noqa: Y015
 @_typing.final
 class Flow(_message.Message):
     """One entry of the matching flow: so much mass was matched between these two cells.
-    mass * similarity = contribution, and contributions + residual = structural_score.
+    mass * (similarity - penalty) = contribution, and contributions + residual = structural_score.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -249,6 +249,7 @@ class Flow(_message.Message):
     MASS_FIELD_NUMBER: _builtins.int
     SIMILARITY_FIELD_NUMBER: _builtins.int
     CONTRIBUTION_FIELD_NUMBER: _builtins.int
+    PENALTY_FIELD_NUMBER: _builtins.int
     query_cell: _builtins.int
     image_cell: _builtins.int
     mass: _builtins.float
@@ -256,7 +257,9 @@ class Flow(_message.Message):
     similarity: _builtins.float
     """Cosine of the two cell vectors, -1 to 1."""
     contribution: _builtins.float
-    """mass * similarity."""
+    """mass * (similarity - penalty)."""
+    penalty: _builtins.float
+    """What the distance of the two cells costs: spatial_weight times its square, 1 between opposite corners."""
     @_builtins.property
     def query_box(self) -> Global___Box: ...
     @_builtins.property
@@ -271,10 +274,11 @@ class Flow(_message.Message):
         mass: _builtins.float = ...,
         similarity: _builtins.float = ...,
         contribution: _builtins.float = ...,
+        penalty: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image_box", b"image_box", "query_box", b"query_box"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contribution", b"contribution", "image_box", b"image_box", "image_cell", b"image_cell", "mass", b"mass", "query_box", b"query_box", "query_cell", b"query_cell", "similarity", b"similarity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contribution", b"contribution", "image_box", b"image_box", "image_cell", b"image_cell", "mass", b"mass", "penalty", b"penalty", "query_box", b"query_box", "query_cell", b"query_cell", "similarity", b"similarity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -282,7 +286,7 @@ Global___Flow: _TypeAlias = Flow  # noqa: Y015
 
 @_typing.final
 class Certificate(_message.Message):
-    """How far the solver got for this pair. Only transport has one."""
+    """How far the solver got for this pair. Only transport has one: STRUCTURAL, POSITION_AWARE, EARTH_MOVER and PARTIAL."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -291,14 +295,17 @@ class Certificate(_message.Message):
     CONVERGED_FIELD_NUMBER: _builtins.int
     QUERY_MARGINAL_IS_UNIFORM_FIELD_NUMBER: _builtins.int
     IMAGE_MARGINAL_IS_UNIFORM_FIELD_NUMBER: _builtins.int
+    DUALITY_GAP_FIELD_NUMBER: _builtins.int
     iterations: _builtins.int
     marginal_error: _builtins.float
     """L1 distance between the plan's image-side row sums and the marginal that they should equal."""
     converged: _builtins.bool
     """marginal_error <= the tolerance asked for."""
     query_marginal_is_uniform: _builtins.bool
-    """No cell of the query attended to the image (or the reverse), so that side's weights are uniform."""
+    """No cell of that side had a positive cosine with the global vector that weighs it, so its weights are uniform."""
     image_marginal_is_uniform: _builtins.bool
+    duality_gap: _builtins.float
+    """Of exact solvers: the plan's cost less a lower bound of any plan's cost, so 0 proves that none is cheaper."""
     def __init__(
         self,
         *,
@@ -307,12 +314,15 @@ class Certificate(_message.Message):
         converged: _builtins.bool = ...,
         query_marginal_is_uniform: _builtins.bool = ...,
         image_marginal_is_uniform: _builtins.bool = ...,
+        duality_gap: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_duality_gap", b"_duality_gap", "duality_gap", b"duality_gap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["converged", b"converged", "image_marginal_is_uniform", b"image_marginal_is_uniform", "iterations", b"iterations", "marginal_error", b"marginal_error", "query_marginal_is_uniform", b"query_marginal_is_uniform"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_duality_gap", b"_duality_gap", "converged", b"converged", "duality_gap", b"duality_gap", "image_marginal_is_uniform", b"image_marginal_is_uniform", "iterations", b"iterations", "marginal_error", b"marginal_error", "query_marginal_is_uniform", b"query_marginal_is_uniform"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__duality_gap: _TypeAlias = _typing.Literal["duality_gap"]  # noqa: Y015
+    _WhichOneofArgType__duality_gap: _TypeAlias = _typing.Literal["_duality_gap", b"_duality_gap"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__duality_gap) -> _WhichOneofReturnType__duality_gap | None: ...
 
 Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
 
@@ -341,7 +351,7 @@ class MatchScore(_message.Message):
     def certificate(self) -> Global___Certificate: ...
     @_builtins.property
     def flows(self) -> _containers.RepeatedCompositeFieldContainer[Global___Flow]:
-        """The strongest flows first, as many as asked for."""
+        """As many as asked for, ordered by how well parallel neighbouring flows support them, the best supported first."""
 
     def __init__(
         self,
