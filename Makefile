@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy clean
+.PHONY: help setup demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -48,9 +48,9 @@ stubs: $(READY) ## generate the gRPC stubs again
 samples: $(READY) ## make samples/ again from the emoji sets (needs npm)
 	$(BIN)/python tools/make_samples.py
 
-bench: bench-matching bench-search bench-ingest bench-accuracy ## every benchmark
+bench: bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-gpu ## every benchmark
 
-bench-matching: $(READY) ## the kernel against the same algorithm in torch
+bench-matching: $(READY) ## the kernel against the released algorithm and bare BLAS, and its errors
 	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/matching.py
 
 bench-search: $(READY) ## two-stage search in a gallery of 10,000
@@ -61,6 +61,15 @@ bench-ingest: $(READY) ## bulk ingest through the server against bare ONNX Runti
 
 bench-accuracy: $(READY) ## P@1, R-Precision and MAP@R on the full emoji sets (needs npm)
 	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/accuracy.py
+
+bench-explain: $(READY) ## deletion test and localisation of explanations
+	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/explaining.py
+
+bench-exhaustive: $(READY) ## what proving an answer costs in a gallery of 10,000, against brute force
+	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/exhaustive.py
+
+bench-gpu: $(READY) ## the Triton kernel against its floors; says so and stops where there is no GPU
+	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/gpu_matching.py
 
 clean: ## remove what builds and runs left behind; keeps .venv/
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
