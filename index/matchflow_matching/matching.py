@@ -163,7 +163,9 @@ def explain_batch(
     )
     solution = Solution.empty(problem.products.similarities.shape, with_plans=True)
     MATCHERS[settings.mode](problem, solution)
-    solution.plans[~problem.products.readable] = 0
+    # As in `match`: what is no number says nothing about the pair.
+    found = np.isfinite(solution.structural) & np.isfinite(solution.plans).all(axis=(1, 2))
+    solution.plans[~(found & problem.products.readable)] = 0
     return [
         MatchingFlow(
             plan=plan,

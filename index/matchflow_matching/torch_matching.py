@@ -200,6 +200,7 @@ def _chunk(task: Task, rows: slice, columns: slice) -> ManyMatches:
     cosine = torch.where(readable, cosine, least)
     structural = torch.where(readable, structural, least - settings.spatial_weight)
     marginal_error = torch.where(readable, solved.marginal_error.view(shape), 0.0)
+    plans = torch.where(readable.view(-1, 1, 1), solved.plans, 0.0)
     return ManyMatches(
         cosine=cosine,
         structural=structural,
@@ -209,7 +210,7 @@ def _chunk(task: Task, rows: slice, columns: slice) -> ManyMatches:
         converged=(marginal_error <= settings.tolerance) & readable,
         query_uniform=solved.query_uniform.view(shape),
         image_uniform=solved.image_uniform.view(shape),
-        flows=_top_flows(contributions, solved.plans, products.similarities, task.flows, (q, n))
+        flows=_top_flows(contributions, plans, products.similarities, task.flows, (q, n))
         if task.flows
         else None,
     )

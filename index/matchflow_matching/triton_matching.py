@@ -171,13 +171,15 @@ def launch(task: Task, family: Family) -> ManyMatches:
 
 def _top_flows(task: Task, cells: torch.Tensor, values: torch.Tensor) -> TopFlows:
     """Take flat places [Q, N, F], -1 for none, and masses and values [2, Q, N, F] apart."""
-    columns, found = task.queries.cells_per_image, cells >= 0
-    masses, worths = values
+    columns, (masses, worths) = task.queries.cells_per_image, values
+    # What is no number says nothing about the pair.
+    sound = task.candidates.readable[:, None] & torch.isfinite(values).all(0)
+    found = (cells >= 0) & sound.all(-1, keepdim=True)
     if task.penalties is not None:
-        worths = worths + torch.where(found, task.penalties.flatten()[cells.clamp(min=0).long()], 0.0)
+        worths = worths + task.penalties.flatten()[cells.clamp(min=0).long()]
     return TopFlows(
         image_cells=torch.where(found, cells // columns, -1),
         query_cells=torch.where(found, cells % columns, -1),
-        masses=masses,
-        similarities=worths,
+        masses=torch.where(found, masses, 0.0),
+        similarities=torch.where(found, worths, 0.0),
     )

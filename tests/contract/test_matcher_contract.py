@@ -265,14 +265,36 @@ def test_candidates_that_are_not_finite_come_last_and_spoil_no_other(matcher: Ma
     embeddings, scales = clean.candidates.embeddings.copy(), clean.candidates.scales.copy()
     embeddings[0, 3], embeddings[1, 0], scales[2, 1] = math.nan, math.inf, math.inf
     spoiled = replace(clean, candidates=replace(clean.candidates, embeddings=embeddings, scales=scales))
-    answer, other = matcher.match(spoiled), matcher.match(clean)
+    answer, other = (matcher.match(replace(work, flows=3)) for work in (spoiled, clean))
     for field in fields(Answer):
-        if field.name != "flows":
-            assert np.isfinite(getattr(answer, field.name)).all(), field.name
-            np.testing.assert_array_equal(getattr(answer, field.name)[:, 3], getattr(other, field.name)[:, 3])
+        assert np.isfinite(getattr(answer, field.name)).all(), field.name
+        np.testing.assert_array_equal(getattr(answer, field.name)[:, 3], getattr(other, field.name)[:, 3])
+    assert answer.flows is not None
+    assert (answer.flows[:, :3, :, 0] == -1).all()
+    assert (answer.flows[:, :3, :, 2:] == 0).all()
     assert (answer.cosine[:, :3] == -1).all()
     assert (answer.structural[:, :3] == np.float32(-1 - spatial_weight)).all()
     assert not answer.converged[:, :3].any()
+
+
+@pytest.mark.parametrize("marginals", list(Marginals))
+def test_finite_numbers_far_from_any_unit_vector_give_finite_answers(matcher: Matcher, marginals: Marginals) -> None:
+    grid = CellGrid(rows=2, columns=2)
+    work = random_work(MatchMode.STRUCTURAL, (2, grid), (3, grid), 12)
+    chosen_here = replace(work.settings, marginals=marginals, global_weight=10.0)
+    scales, image_scales = work.queries.scales.copy(), work.candidates.scales.copy()
+    scales[0, 1], image_scales[1, 2] = np.float16(65504), np.float16(65504)
+    answer = matcher.match(
+        replace(
+            work,
+            queries=replace(work.queries, scales=scales),
+            candidates=replace(work.candidates, scales=image_scales),
+            settings=chosen_here,
+            flows=4,
+        )
+    )
+    for field in fields(Answer):
+        assert np.isfinite(getattr(answer, field.name)).all(), field.name
 
 
 def test_a_query_that_is_not_finite_is_refused(matcher: Matcher) -> None:
