@@ -210,9 +210,7 @@ def _chunk(task: Task, rows: slice, columns: slice) -> ManyMatches:
         converged=(marginal_error <= settings.tolerance) & readable,
         query_uniform=solved.query_uniform.view(shape),
         image_uniform=solved.image_uniform.view(shape),
-        flows=_top_flows(contributions, plans, products.similarities, task.flows, (q, n))
-        if task.flows
-        else None,
+        flows=_top_flows(contributions, plans, products.similarities, task.flows, (q, n)) if task.flows else None,
     )
 
 
