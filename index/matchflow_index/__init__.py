@@ -1,6 +1,7 @@
 """Galleries: durable truth, coarse vectors and cell maps, two-stage search, evaluation. Knows no wire."""
 
 from matchflow_index.answers import Certificate, Hit, SearchAnswer, SearchTimings
+from matchflow_index.conditions import LabelCondition, LabelRange
 from matchflow_index.errors import (
     BundleMismatchError,
     FeaturesRejectedError,
@@ -13,8 +14,9 @@ from matchflow_index.errors import (
     StoreUnavailableError,
 )
 from matchflow_index.evaluation import METHODS, EvaluationReport, LabelledImages, Method, Metrics, evaluate
-from matchflow_index.filters import ImageFilter, LabelCondition
+from matchflow_index.filters import ImageFilter
 from matchflow_index.gallery import Gallery
+from matchflow_index.labels import Labels, LabelValue
 from matchflow_index.match_defaults import MatchDefaults
 from matchflow_index.queries import SearchQuery
 from matchflow_index.rankings import RerankState
@@ -41,7 +43,10 @@ __all__ = [
     "InvalidQueryError",
     "KnownImage",
     "LabelCondition",
+    "LabelRange",
+    "LabelValue",
     "LabelledImages",
+    "Labels",
     "MatchDefaults",
     "Method",
     "Metrics",

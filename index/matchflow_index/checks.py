@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +13,7 @@ from matchflow_matching.errors import FeaturesInvalidError
 from matchflow_matching.features import check_unit_length
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from matchflow_index.labels import Labels, LabelValue
     from matchflow_index.records import GallerySpec, NewImage
     from matchflow_matching.features import Features
 
@@ -27,12 +28,30 @@ def check_image(image: NewImage, spec: GallerySpec) -> None:
     check_features(image.features, spec, f"image {image.image_id!r}")
 
 
-def check_labels(image_id: str, labels: Mapping[str, str]) -> None:
-    """Raise ImageRejectedError unless id and labels can be written as UTF-8."""
+def check_labels(image_id: str, labels: Labels) -> None:
+    """Raise ImageRejectedError unless id and labels can be written: UTF-8, finite float64, times with a zone."""
     try:
-        "".join((image_id, *labels.keys(), *labels.values())).encode()
+        "".join((image_id, *labels, *(value for value in labels.values() if isinstance(value, str)))).encode()
     except UnicodeEncodeError as error:
         raise ImageRejectedError(f"the id or a label of image {image_id!r} is no valid text: {error}") from error
+    for name, value in labels.items():
+        wrong = _wrong_with(value)
+        if wrong is not None:
+            raise ImageRejectedError(f"label {name!r} of image {image_id!r}: {wrong}; got {value!r}")
+
+
+def _wrong_with(value: LabelValue) -> str | None:
+    if isinstance(value, str):
+        return None
+    if isinstance(value, datetime):
+        return None if value.utcoffset() is not None else "expected a time with its zone"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "expected a text, a number or a time"
+    try:
+        exact = math.isfinite(value) and float(value) == value
+    except OverflowError:
+        exact = False
+    return None if exact else "expected a finite number that float64 holds exactly"
 
 
 def check_features(features: Features, spec: GallerySpec, what: str) -> None:
