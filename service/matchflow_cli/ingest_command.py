@@ -1,27 +1,36 @@
-"""`matchflow ingest`: the images of a folder go into a gallery."""
+"""`matchflow ingest`: the images of a folder, a table or tar files go into a gallery."""
 
 import contextlib
-import time
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import matchflow
+from matchflow_cli.bulk_import import Import
+from matchflow_cli.bulk_journal import Journal, default_path
+from matchflow_cli.bulk_labels import LabelRules
+from matchflow_cli.bulk_sources import SourceOptions, open_source
+from matchflow_cli.bulk_tally import Tally
 from matchflow_cli.failures import CommandError
-from matchflow_cli.folder_images import FolderImages, read_labels_csv
-from matchflow_cli.options import DEFAULT_SERVER, MISUSE, GalleryOption, ServerOption, check_label_names
-from matchflow_cli.output import console, counted, progress_console, table, text
+from matchflow_cli.manifest import ID_COLUMN, PATH_COLUMN, ManifestColumns
+from matchflow_cli.options import DEFAULT_SERVER, MISUSE, GalleryOption, ServerOption
+from matchflow_cli.output import console, progress_console, text
 
-FAILURES_SHOWN = 100
+SourceArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="A folder of images, with those below it; a table (.csv, .parquet) with their paths; or WebDataset tar "
+        "files (.tar, .tar.gz), also as 'shard-{0000..0009}.tar' or with wildcards.",
+    ),
+]
 
 
 def ingest(
     *,
-    folder: Annotated[Path, typer.Argument(help="Folder of images; folders below it are searched too.")],
+    source: SourceArgument,
     gallery: GalleryOption,
     create: Annotated[bool, typer.Option("--create", help="Make the gallery unless it is there.")] = False,
     model: Annotated[str, typer.Option(help="Model of a new gallery. Default: the server's.")] = "",
@@ -36,82 +45,98 @@ def ingest(
     labels_csv: Annotated[
         Path | None,
         typer.Option(
-            help="Table with a column 'path' (relative to FOLDER) and perhaps 'id'; every other column is a label. "
-            "Only the images that it names are taken."
+            help="Take of the folder what this table names: as the table for SOURCE, and the folder for --root."
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that a table's paths are relative to. Default: the table's own.")
+    ] = None,
+    path_column: Annotated[str, typer.Option(help="Column with the paths.")] = PATH_COLUMN,
+    id_column: Annotated[str, typer.Option(help="Column with the ids; without it, ids are made of paths.")] = ID_COLUMN,
+    label_column: Annotated[
+        list[str] | None, typer.Option(help="Column, or label of a tar's samples, to take. Repeat it. Default: all.")
+    ] = None,
+    number_column: Annotated[
+        list[str] | None, typer.Option(help="Label whose texts are numbers, for CSV and tar files. Repeat it.")
+    ] = None,
+    time_column: Annotated[
+        list[str] | None, typer.Option(help="Label whose texts are times in ISO 8601; UTC without a zone. Repeat it.")
+    ] = None,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Take absolute paths, and paths that lead out of the root.")
+    ] = False,
+    rejected: Annotated[
+        Path | None, typer.Option(help="CSV to write every rejected image to: place, id, reason, message.")
+    ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that remembers what is done. Default: one per source, server and gallery, in "
+            "$XDG_STATE_HOME/matchflow/imports."
         ),
     ] = None,
     server: ServerOption = DEFAULT_SERVER,
 ) -> None:
-    """Put the images of a folder into a gallery.
+    """Put images into a gallery, with labels.
 
-    An image's id is its path below FOLDER with ':' for '/'. Run it again at any time: unchanged images are skipped, so
-    an interrupted run goes on where it stopped. The exit status is 1 if an image failed.
+    An image's id is its path below the folder (or the key of its sample) with ':' for '/', or what the table's id
+    column says. Of several with one id the first goes in. A rejected image stops nothing: it is listed with its reason,
+    and the exit status is 1. Run it again at any time: it goes on where it stopped, and sends nothing that the gallery
+    holds.
     """
-    images = _images(folder, label_from_folders, labels_csv)
-    total = images.count()
-    if not total:
-        where = f"in {labels_csv}; name a table" if labels_csv else f"below {folder}; name a folder"
-        raise CommandError(f"there are no images {where} with some", exit_code=MISUSE)
+    rules = LabelRules(
+        names=frozenset(label_column) if label_column else None,
+        numbers=frozenset(number_column or ()),
+        times=frozenset(time_column or ()),
+    )
+    levels = [name.strip() for name in label_from_folders.split(",")] if label_from_folders else []
+    options = SourceOptions(
+        columns=ManifestColumns(path=path_column, image_id=id_column, rules=rules),
+        level_labels=levels,
+        labels_csv=labels_csv,
+        root=root,
+        allow_outside=allow_outside,
+    )
+    opened = open_source(source, options)
+    extent = opened.extent()
+    if not extent:
+        raise CommandError(f"there are no images in {' '.join(source)}; name a source with some", exit_code=MISUSE)
     with matchflow.Client(server) as client:
         if create:
             with contextlib.suppress(matchflow.GalleryExistsError):
                 client.create_gallery(gallery, model=model, thumbnails=thumbnails)
-        start = time.perf_counter()
-        with _Bar(total) as bar:
-            summary = client.ingest(gallery, images.items(), on_result=bar.show)
-        report(console(), summary, time.perf_counter() - start)
-    if summary.failures:
+        with _journal(journal, default_path(source, server, gallery)) as kept:
+            tally = Tally(extent, rejected)
+            with _reported(tally, kept), tally:
+                Import(opened, gallery, kept, tally).run(client)
+    if not tally.total:
+        raise CommandError(f"there are no images in {' '.join(source)}; name a source with some", exit_code=MISUSE)
+    if tally.rejected:
         raise typer.Exit(1)
 
 
-def _images(folder: Path, label_from_folders: str, labels_csv: Path | None) -> FolderImages:
-    if not folder.is_dir():
-        raise CommandError(f"{folder} is no folder; name one with images", exit_code=MISUSE)
-    levels = [name.strip() for name in label_from_folders.split(",")] if label_from_folders else []
-    check_label_names(levels, "--label-from-folders")
-    rows = read_labels_csv(labels_csv) if labels_csv else None
-    return FolderImages(folder=folder, level_labels=levels, rows=rows)
+def _journal(named: Path | None, default: Path) -> Journal:
+    if named is not None:
+        return Journal(named)
+    try:
+        return Journal(default)
+    except CommandError as error:
+        if isinstance(error.__cause__, PermissionError) or "readonly" in str(error):
+            progress_console().print(f"no journal: {text(default)} can't be written; name one with --journal")
+            return Journal(None)
+        raise
 
 
-def report(out: Console, summary: matchflow.IngestSummary, seconds: float) -> None:
-    """Print what became of the images, and why some failed."""
-    out.print(
-        f"{counted(summary.total, 'image')} in {seconds:.1f} s ({summary.total / max(seconds, 1e-9):.0f}/s): "
-        f"{summary.created:,} created, {summary.updated:,} updated, {summary.unchanged:,} unchanged, "
-        f"{len(summary.failures):,} failed"
-    )
-    if not summary.failures:
-        return
-    listed = table("image", "reason", "what is wrong", title=f"{len(summary.failures):,} failed")
-    for failure in summary.failures[:FAILURES_SHOWN]:
-        listed.add_row(text(failure.image_id), failure.error.reason, text(failure.error.message))
-    out.print(listed)
-    left = summary.failures[FAILURES_SHOWN:]
-    if left:
-        reasons = Counter(failure.error.reason for failure in left)
-        out.print(f"and {len(left):,} more: " + ", ".join(f"{count:,} {name}" for name, count in reasons.most_common()))
-
-
-class _Bar:
-    """How far the ingest is, how fast, and what happened so far."""
-
-    def __init__(self, total: int) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=progress_console())
-        self._task = self._progress.add_task("ingest", total=total, state="")
-        self._outcomes: Counter[str] = Counter()
-        self._start = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, result: matchflow.IngestResult) -> None:
-        """Count one more."""
-        self._outcomes[result.outcome.value] += 1
-        rate = self._outcomes.total() / max(time.perf_counter() - self._start, 1e-9)
-        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self._outcomes.items()))
-        self._progress.update(self._task, advance=1, state=f"{rate:.0f}/s  {counts}")
+@contextlib.contextmanager
+def _reported(tally: Tally, journal: Journal) -> Iterator[None]:
+    """Print what happened, and when it ends early also how to go on."""
+    try:
+        yield
+    except BaseException:
+        if tally.total:
+            tally.report(console())
+        if tally.stored and journal.path is not None:
+            console().print(f"stopped early; run the same again to go on: {text(journal.path)} has what is done")
+        raise
+    if tally.total:
+        tally.report(console())

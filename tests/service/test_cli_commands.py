@@ -105,7 +105,7 @@ def test_a_folder_goes_in_with_labels_from_its_folders_and_again_is_unchanged(
     arguments = ("ingest", folder, "-g", "folder", "--create", "--label-from-folders", "designer,class")
     status, out, _ = cli(*arguments)
     assert status == 0
-    assert "12 created, 0 updated, 0 unchanged, 0 failed" in out
+    assert "12 created, 0 updated, 0 unchanged, 0 rejected" in out
     first = next(client.list_images("folder"))
     name = first.labels["class"]
     assert first.id == f"noto:{name}:{name}.png"
@@ -140,7 +140,7 @@ def test_broken_images_are_listed_at_the_end_and_the_status_is_one(
     status, out, err = cli("ingest", tmp_path, "-g", "broken", "--create")
     assert status == 1
     assert "1 created" in out
-    assert "1 failed" in out
+    assert "1 rejected" in out
     assert "IMAGE_UNREADABLE" in out
     assert "Traceback" not in err
     client.delete_gallery("broken")
@@ -152,10 +152,10 @@ def test_an_ingest_that_can_not_begin_says_what_to_do(cli: Run, folder: Path, tm
     assert "matchflow gallery create" in err
     status, _, err = cli("ingest", tmp_path, "-g", "demo")
     assert status == 2
-    assert "there are no images below" in err
+    assert "there are no images in" in err
     status, _, err = cli("ingest", tmp_path / "gone", "-g", "demo")
     assert status == 2
-    assert "is no folder" in err
+    assert "is no folder and no file" in err
     status, _, err = cli("ingest", folder, "-g", "demo", "--label-from-folders", "Designer Name")
     assert status == 2
     assert "a label name has" in err

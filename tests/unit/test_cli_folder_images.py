@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from import_samples import LONG_AGO_S, age, samples_of, split
 
-from matchflow_cli.failures import CommandError
-from matchflow_cli.folder_images import MAX_ID_LENGTH, FolderImages, image_id_of, read_labels_csv
+import matchflow
+from matchflow_cli.bulk_samples import MAX_ID_LENGTH, FileContent, image_id_of
+from matchflow_cli.folder_images import FolderImages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,22 +71,23 @@ def test_images_are_found_in_order_and_everything_else_is_left_alone(tmp_path: P
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "link.gif").symlink_to(tmp_path / "b.PNG")
     images = FolderImages(folder=tmp_path)
-    assert [item.id for item in images.items()] == ["a:deep:er:y.webp", "a:z.jpeg", "b.PNG", "link.gif"]
-    assert images.count() == 4
+    assert split(images) == (["a:deep:er:y.webp", "a:z.jpeg", "b.PNG", "link.gif"], [])
+    assert images.extent() == 4
 
 
-def test_items_name_their_files_and_open_none(tmp_path: Path) -> None:
+def test_samples_name_their_files_and_open_none(tmp_path: Path) -> None:
     write(tmp_path, "a/cat.png")
     (tmp_path / "a" / "cat.png").chmod(0)
-    (item,) = FolderImages(folder=tmp_path).items()
-    assert item.image == tmp_path / "a" / "cat.png"
-    assert item.labels == {}
+    (sample,) = samples_of(FolderImages(folder=tmp_path))
+    assert sample.content == FileContent(tmp_path / "a" / "cat.png")
+    assert sample.labels == {}
+    assert sample.place == "a/cat.png"
 
 
 def test_folder_names_become_labels_from_the_outermost_in(tmp_path: Path) -> None:
     write(tmp_path, "top.png", "noto/one.png", "noto/1f600/two.png", "noto/1f600/old/three.png")
     images = FolderImages(folder=tmp_path, level_labels=("designer", "class"))
-    assert {item.id: item.labels for item in images.items()} == {
+    assert {sample.image_id: sample.labels for sample in samples_of(images)} == {
         "top.png": {},
         "noto:one.png": {"designer": "noto"},
         "noto:1f600:two.png": {"designer": "noto", "class": "1f600"},
@@ -92,63 +95,49 @@ def test_folder_names_become_labels_from_the_outermost_in(tmp_path: Path) -> Non
     }
 
 
-def table(folder: Path, text: str) -> Path:
-    path = folder / "labels.csv"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def test_a_table_says_which_images_with_which_labels_and_ids(tmp_path: Path) -> None:
-    write(tmp_path, "noto/a.png", "noto/b.png", "noto/not-listed.png")
-    rows = read_labels_csv(
-        table(
-            tmp_path, "path,id,class,designer\nnoto/a.png,first,1f600,\n./noto/b.png,,1f601,google\nnoto/gone.png,,,\n"
-        )
-    )
-    images = FolderImages(folder=tmp_path, level_labels=("designer",), rows=rows)
-    assert images.count() == 3
-    assert [(item.id, item.labels) for item in images.items()] == [
-        ("first", {"designer": "noto", "class": "1f600"}),
-        ("noto:b.png", {"designer": "google", "class": "1f601"}),
-        ("noto:gone.png", {"designer": "noto"}),
-    ]
-
-
-def test_a_table_from_a_spreadsheet_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
-    assert list(read_labels_csv(table(tmp_path, "\ufeffpath,class\na.png,x\n"))) == ["a.png"]
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("", "needs a column 'path'; it has none"),
-        ("file,class\na.png,x\n", "needs a column 'path'; it has file, class"),
-        ("path,Class Name\na.png,x\n", "a label name has 1-64 characters"),
-        ("path\na.png\n./a.png\n", "line 3 names a.png again"),
-        ("path,id\na.png,x\nb.png,x\n", "line 3 gives the id x again"),
-        ("path,id\na.png,\nb.png,a.png\n", "line 3 gives the id a.png again"),
-        ("path,name,name\na.png,x,y\n", "has a column twice"),
-        ("path,name\na.png,x,y\n", r"line 2 has more cells than there are columns \(2\)"),
-        ("path\n/etc/passwd\n", "line 2: expected a path inside the folder"),
-        ("path\n../a.png\n", "inside the folder"),
-        ("path,class\n,x\n", "inside the folder"),
-        ('path,class\n"a.png,x\n', "is no CSV in UTF-8"),
-    ],
-)
-def test_a_table_that_makes_no_sense_is_refused_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
-    with pytest.raises(CommandError, match=problem) as caught:
-        read_labels_csv(table(tmp_path, text))
-    assert caught.value.exit_code == 2
-
-
-def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "latin.csv"
-    path.write_bytes("path,class\ngrüße.png,x\n".encode("latin-1"))
-    with pytest.raises(CommandError, match="no CSV in UTF-8"):
-        read_labels_csv(path)
-
-
 def test_undecodable_file_names_are_images_too(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"")
-    (item,) = FolderImages(folder=tmp_path).items()
-    assert item.id == "%FF.png"
+    (sample,) = samples_of(FolderImages(folder=tmp_path))
+    assert sample.image_id == "%FF.png"
+    assert sample.place.isprintable()
+
+
+def test_a_folder_that_vanishes_or_can_not_be_read_is_a_rejection_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "a/one.png", "b/two.png", "c/three.png")
+    scan = os.scandir
+
+    def refuse(path: Path) -> Any:
+        # Root may read everything, so nothing real refuses it.
+        if path.name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert split(FolderImages(folder=tmp_path)) == (["a:one.png", "c:three.png"], [("b/", "FILE_UNREADABLE")])
+
+
+def test_a_fingerprint_changes_with_the_file_and_is_none_while_it_may_still_change(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"one")
+    content = FileContent(path)
+    assert content.fingerprint() is None
+    age(path)
+    first = content.fingerprint()
+    assert first == content.fingerprint()
+    assert first is not None
+    path.write_bytes(b"longer")
+    age(path)
+    assert content.fingerprint() not in {first, None}
+    os.utime(path, (LONG_AGO_S + 1, LONG_AGO_S + 1))
+    other = tmp_path / "b.png"
+    other.write_bytes(b"one")
+    age(other)
+    assert len({first, content.fingerprint(), FileContent(other).fingerprint()}) == 3
+
+
+@pytest.mark.parametrize("name", ["gone.png", "nul\0.png"])
+def test_a_file_that_is_not_there_has_no_fingerprint(tmp_path: Path, name: str) -> None:
+    with pytest.raises(matchflow.FileUnreadableError):
+        FileContent(tmp_path / name).fingerprint()

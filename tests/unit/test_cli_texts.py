@@ -13,7 +13,7 @@ from rich.console import Console
 
 import matchflow
 from matchflow_bundle import BundleExistsError, GoldenMismatchError, ResizePolicy
-from matchflow_cli import explain_command, failures, ingest_command, options, output, scoring, search_command
+from matchflow_cli import explain_command, failures, options, output, scoring, search_command
 from matchflow_cli.export_command import Policy
 from matchflow_index import GalleryNotFoundError
 
@@ -391,33 +391,3 @@ def test_values_become_json_without_what_is_private() -> None:
     plain = json.loads(output.as_json([gallery]))
     assert plain[0]["grid"] == {"rows": 4, "columns": 2}
     assert plain[0]["create_time"] == "2026-01-02T00:00:00+00:00"
-
-
-def summary(failed: int) -> matchflow.IngestSummary:
-    error = matchflow.ImageUnreadableError("not [an] image")
-    failed_items = tuple(matchflow.IngestFailure(image_id=f"image-{i}", error=error) for i in range(failed))
-    return matchflow.IngestSummary(created=1000, updated=2, unchanged=3, failures=failed_items)
-
-
-def reported(failed: int) -> str:
-    sink = StringIO()
-    ingest_command.report(Console(file=sink, width=160), summary(failed), 2.0)
-    return sink.getvalue()
-
-
-def test_an_ingest_without_failures_is_one_line() -> None:
-    assert reported(0) == "1,005 images in 2.0 s (502/s): 1,000 created, 2 updated, 3 unchanged, 0 failed\n"
-
-
-def test_failures_are_listed_with_their_reasons() -> None:
-    text = reported(2)
-    assert "image-1" in text
-    assert "IMAGE_UNREADABLE" in text
-    assert "not [an] image" in text
-
-
-def test_very_many_failures_are_counted_by_reason() -> None:
-    text = reported(150)
-    assert "image-99 " in text
-    assert "image-100" not in text
-    assert "and 50 more: 50 IMAGE_UNREADABLE" in text
