@@ -14,11 +14,14 @@ from matchflow_matching import MatchMode, explain_batch, top_flows
 from matchflow_matching.settings import TRANSPORT_MODES
 
 if TYPE_CHECKING:
-    from matchflow_index.filters import ImageFilter
+    from collections.abc import Callable, Sequence
+
     from matchflow_index.queries import SearchQuery
     from matchflow_index.rankings import Ranking, RerankState
     from matchflow_index.records import ImageRecord
     from matchflow_matching import CellGrid, Flow, Matches
+
+    RecordsOf = Callable[[Sequence[str]], list[ImageRecord | None]]
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +75,15 @@ class SearchTimings:
 class SearchAnswer:
     """Hits, best first; `depth_done` images were matched; `sequence` is the last change that is reflected.
 
+    held_back: how many hits were left out since the truth has them no more, or not as the filter wants them.
+
     exact: the hits, and their order, are proved to be those that matching every image inside the filter would have
     given, with the same top_k and min_score; without the second stage, those of computing every cosine.
     proved_below: images inside the filter that were not matched since a bound keeps them below the last hit.
     """
 
     hits: list[Hit]
+    held_back: int
     rerank_state: RerankState
     depth_done: int
     exact: bool
@@ -86,18 +92,23 @@ class SearchAnswer:
     timings: SearchTimings
 
 
-def answer(ranking: Ranking, query: SearchQuery, grid: CellGrid) -> SearchAnswer:
-    """Return the hits of a ranking, described."""
+def answer(ranking: Ranking, query: SearchQuery, grid: CellGrid, records_of: RecordsOf) -> SearchAnswer:
+    """Return the hits of a ranking, described; none that the truth has no more, or not as the filter wants it."""
     best = ranking.best(query)
     start_s = time.perf_counter()
     flows = explained(ranking, query, [k for k, _ in best if k < ranking.count], grid)
-    hits = [describe(ranking, query, k, score, flows.get(k, [])) for k, score in best]
+    records = records_of([ranking.shortlist.image_ids[k] for k, _ in best])
+    kept = [
+        describe(ranking, query, record, (k, score), flows.get(k, []))
+        for (k, score), record in zip(best, records, strict=True)
+        if record is not None and passes(record, ranking, k, query)
+    ]
     explain_s = time.perf_counter() - start_s
-    kept = [hit for hit in hits if passes(hit, query.filter)]
-    exact = ranking.is_proved(best, query) and len(kept) == len(hits)
+    exact = ranking.is_proved(best, query) and len(kept) == len(best)
     unmatched = ranking.shortlist.total - ranking.matched
     return SearchAnswer(
         hits=kept,
+        held_back=len(best) - len(kept),
         rerank_state=ranking.state,
         depth_done=ranking.matched,
         exact=exact,
@@ -129,12 +140,15 @@ def explained(ranking: Ranking, query: SearchQuery, places: list[int], grid: Cel
     return flows
 
 
-def describe(ranking: Ranking, query: SearchQuery, k: int, score: float, flows: list[Flow]) -> Hit:
-    """Return a place in the shortlist as a hit; without flows, all of its structural score is residual."""
+def describe(
+    ranking: Ranking, query: SearchQuery, record: ImageRecord, place: tuple[int, float], flows: list[Flow]
+) -> Hit:
+    """Return a place in the shortlist, with its score, as a hit; without flows, its structural score is residual."""
+    k, score = place
     settings, matches = second_stage(query), ranking.matches if k < ranking.count else None
     structural = None if matches is None else float(matches.structural[k])
     return Hit(
-        record=ranking.shortlist.records[k],
+        record=record,
         coarse_rank=int(ranking.shortlist.coarse_ranks[k]),
         cosine=float(ranking.shortlist.cosines[k]),
         structural=structural,
@@ -159,9 +173,14 @@ def certificate(matches: Matches, row: int, mode: MatchMode) -> Certificate | No
     )
 
 
-def passes(hit: Hit, image_filter: ImageFilter) -> bool:
-    """Check a hit against the filter once more: no fault of an index may show what the caller excluded."""
-    if image_filter.accepts(hit.record):
+def passes(record: ImageRecord, ranking: Ranking, k: int, query: SearchQuery) -> bool:
+    """Check a hit once more against what the truth says of it now.
+
+    No fault of an index, and no change since it was made, may show what the caller excluded or what is gone.
+    """
+    shortlist = ranking.shortlist
+    if record.row_id == shortlist.row_ids[k] and not record.is_expired(query.now_s) and query.filter.accepts(record):
         return True
-    logger.error("the coarse index proposed image %r against the filter; it was held back", hit.record.image_id)
+    if record.sequence <= shortlist.sequence:
+        logger.error("the coarse index proposed image %r against the filter; it was held back", record.image_id)
     return False

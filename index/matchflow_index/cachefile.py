@@ -6,7 +6,7 @@ import json
 import os
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from matchflow_index.errors import CacheDamagedError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAGIC = b"MFCACHE\n"
-FORMAT = 1
+FORMAT = 2
 # magic, format version, length of the header
 _PREFIX = struct.Struct("<8sII")
 # CRC-32 of all other bytes
@@ -26,19 +26,23 @@ _CHECKSUM = struct.Struct("<I")
 class CacheHeader:
     """What a cache file reflects.
 
-    `gallery_uuid` tells galleries apart that had the same id one after the other; `slots_checksum` is the CRC-32 of the
-    row ids in slot order, and `slab_checksum` that of the slab's rows.
+    `gallery_uuid` tells galleries apart that had the same id one after the other, and `history` states of the truth
+    that had the same sequence (see history.py); `slab_token` is that of the slab whose slots are meant.
     """
 
     kind: str
     gallery_id: str
     gallery_uuid: str
     sequence: int
+    history: str
     slots: int
     cells: int
     dim: int
-    slots_checksum: int
-    slab_checksum: int
+    slab_token: str
+
+    def twin(self, kind: str) -> CacheHeader:
+        """Return the header of a cache of another kind that goes with this one."""
+        return replace(self, kind=kind)
 
 
 def write_cache(path: Path, header: CacheHeader, payload: bytes) -> None:

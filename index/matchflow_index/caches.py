@@ -1,46 +1,40 @@
 """The caches of one gallery on disk: load them, replay what they missed, or rebuild them from the truth.
 
-cells.slab     the rows of all slots, only ever added to (see slab.py)
-slots.cache    what the slab holds: its row ids, the sequence that it reflects, its checksum
-coarse.cache   the coarse index
+cells-<token>.slab   the features of all slots (see slab.py)
+slots.cache          the columns of all slots, which slab they go with and its checksums, the change they reflect
+coarse.cache         the coarse index
 
 A crash can leave rows in the slab that slots.cache doesn't know: they are written over. Nothing is believed that the
-truth contradicts: the truth's own records decide which slots are live.
+truth contradicts: the log must go through the change that the caches reflect with the same history, blocks of the slab
+whose checksums are wrong are read again from the truth, and everything after that change is replayed.
 """
 
 from __future__ import annotations
 
 import logging
-import zlib
-from itertools import islice
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from matchflow_index.arrays import decode_arrays, encode_arrays
 from matchflow_index.cachefile import CacheHeader, read_cache, write_cache
-from matchflow_index.coarse import CoarseIndex
+from matchflow_index.coarse import CoarseIndex, decode_coarse, encode_coarse, filled
 from matchflow_index.errors import CacheDamagedError, StoreUnavailableError
+from matchflow_index.filling import catch_up, fill_from_truth
+from matchflow_index.flat_index import FlatIndex
 from matchflow_index.records import RowLayout
-from matchflow_index.shelf import Shelf
-from matchflow_index.slab import CellSlab
-from matchflow_index.truth import ChangeKind
+from matchflow_index.shelf import Shelf, Slots
+from matchflow_index.slab import BLOCK_ROWS, CellSlab
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from matchflow_index.records import ImageRecord
     from matchflow_index.truth import Snapshot, StoredGallery
 
 logger = logging.getLogger(__name__)
-
-ROWS_PER_STEP = 1024
-# When more than this share of the slots is dead, opening drops them.
-MOST_DEAD = 0.25
-
-Slots = tuple[CellSlab, CoarseIndex, list[int]]
 
 
 class GalleryCaches:
@@ -51,7 +45,7 @@ class GalleryCaches:
         self._gallery = gallery
         self._layout = RowLayout.of(gallery.spec)
         self._read_only = read_only
-        self._saved_sequence: int | None = None
+        self.saved_sequence: int | None = None
 
     def open_shelf(self, snapshot: Snapshot) -> Shelf:
         """Return the gallery as the truth has it now, by way of the caches where they are good."""
@@ -63,159 +57,180 @@ class GalleryCaches:
             return self._rebuild(snapshot)
 
     def _load(self, snapshot: Snapshot) -> Shelf:
-        header, row_ids = self._read_slots(snapshot.sequence)
-        slab = self._open_slab(header)
+        header, payload = read_cache(self._directory / "slots.cache")
+        self._check(header, snapshot)
+        arrays = decode_arrays(payload)
+        slots = Slots.decode(arrays, size=header.slots)
+        slab = CellSlab.open(
+            self._slab_path(header.slab_token), self._layout, header.slots, header.slab_token, read_only=self._read_only
+        )
         try:
-            read = self._read_coarse(header)
-            slots = (slab, read or self._index(slab), row_ids)
-            _append(slots, self._missed(snapshot, header.sequence))
-            shelf = _fill_shelf(slots, snapshot)
-        except CacheDamagedError:
+            shelf, whole = self._load_shelf(header, slots, slab, arrays["block_checksums"], snapshot)
+        except (CacheDamagedError, StoreUnavailableError):
             slab.close()
             raise
         # What had to be made anew is worth saving even if nothing changes any more.
-        self._saved_sequence = header.sequence if read else None
+        self.saved_sequence = header.sequence if whole else None
         return shelf
 
-    def _read_slots(self, sequence: int) -> tuple[CacheHeader, list[int]]:
-        header, payload = read_cache(self._directory / "slots.cache")
-        row_ids = np.frombuffer(payload, "<i8")
-        expected = self._header("slots", header.sequence, row_ids, header.slab_checksum)
-        _check_header(header, expected)
-        if header.sequence > sequence:
-            raise CacheDamagedError(f"slots.cache reflects change {header.sequence}, but the truth ends at {sequence}")
-        return header, row_ids.tolist()
+    def _load_shelf(
+        self, header: CacheHeader, slots: Slots, slab: CellSlab, checksums: NDArray[np.uint32], snapshot: Snapshot
+    ) -> tuple[Shelf, bool]:
+        """Return the shelf as the truth has it now, and whether the caches were whole."""
+        repaired, lost = self._repair(slab, slots, checksums, snapshot)
+        read = None if repaired else self._read_coarse(header)
+        coarse = read or self._index(slab, slots)
+        shelf = Shelf(slab=slab, coarse=coarse, slots=slots, sequence=header.sequence)
+        self._check_following(snapshot.sequence - header.sequence)
+        catch_up(shelf, snapshot)
+        if slots.live.values[lost].any():
+            raise StoreUnavailableError(
+                f"gallery {self._gallery.spec.gallery_id} is damaged: rows of live images are missing"
+            )
+        return shelf, read is not None
 
-    def _open_slab(self, header: CacheHeader) -> CellSlab:
-        path, needed = self._directory / "cells.slab", header.slots * self._layout.size_bytes
-        try:
-            length = path.stat().st_size
-        except OSError as error:
-            raise CacheDamagedError(f"cells.slab is missing ({error.strerror})") from error
-        if length < needed:
-            raise CacheDamagedError(f"cells.slab is truncated: {length} bytes of at least {needed}")
-        slab = CellSlab.open(path, self._layout, header.slots, read_only=self._read_only)
-        if slab.checksum() != header.slab_checksum:
-            slab.close()
-            raise CacheDamagedError("the checksum of cells.slab does not match its bytes")
-        return slab
+    def _check_following(self, missed: int) -> None:
+        if self._read_only and missed:
+            raise CacheDamagedError(f"the caches are {missed} changes behind, and the store is read-only")
+
+    def _check(self, header: CacheHeader, snapshot: Snapshot) -> None:
+        expected = self._header("slots", header.sequence, header.history, header.slots, header.slab_token)
+        if header != expected:
+            raise CacheDamagedError(f"slots.cache belongs to something else: expected {expected}; got {header}")
+        if header.sequence > snapshot.sequence:
+            raise CacheDamagedError(
+                f"slots.cache reflects change {header.sequence}, but the truth ends at {snapshot.sequence}"
+            )
+        if snapshot.log_start > header.sequence + 1:
+            raise CacheDamagedError(
+                f"slots.cache reflects change {header.sequence}, but the log begins at {snapshot.log_start}"
+            )
+        history = snapshot.history(header.sequence)
+        if history is not None and history.hex() != header.history:
+            raise CacheDamagedError(f"the truth has another history up to change {header.sequence} than slots.cache")
+
+    def _repair(
+        self, slab: CellSlab, slots: Slots, expected: NDArray[np.uint32], snapshot: Snapshot
+    ) -> tuple[bool, list[int]]:
+        """Read blocks of the slab whose checksums are wrong again from the truth.
+
+        Return whether there were any, and the slots that the truth has no row for: what comes after the caches must
+        have removed them.
+        """
+        found, lost = slab.checksums(), list[int]()
+        if len(found) != len(expected):
+            raise CacheDamagedError(f"expected checksums of {len(found)} blocks; got {len(expected)}")
+        damaged = np.flatnonzero(found != expected)
+        if not len(damaged):
+            return False, lost
+        if self._read_only:
+            raise CacheDamagedError(f"the checksums of the slab do not match its bytes in {len(damaged)} blocks")
+        name = self._gallery.spec.gallery_id
+        logger.warning("%d of %d blocks of the slab of gallery %s are damaged", len(damaged), len(found), name)
+        nothing = bytes(self._layout.size_bytes)
+        for block in damaged.tolist():
+            start, stop = block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, slab.size)
+            rows = snapshot.rows_of(slots.row_ids.values[start:stop].tolist())
+            slab.replace(start, [row or nothing for row in rows])
+            lost += [slot for slot, row in enumerate(rows, start) if row is None]
+        return True, lost
 
     def _read_coarse(self, slots: CacheHeader) -> CoarseIndex | None:
         """Return the coarse index that goes with the slots; None, with a warning, when there is no good one."""
         try:
-            header, payload = read_cache(self._directory / "coarse.cache")
-            _check_header(header, slots_twin(slots))
-            return CoarseIndex.decode(payload, size=slots.slots, dim=slots.dim)
+            return self._decode_coarse(slots)
         except CacheDamagedError as error:
             self._warn("coarse.cache", error, "the cell slab")
             return None
 
-    def _index(self, slab: CellSlab) -> CoarseIndex:
-        coarse = CoarseIndex(self._layout.dim)
-        for start in range(0, slab.size, ROWS_PER_STEP):
-            coarse.add(slab.embeddings(start, min(start + ROWS_PER_STEP, slab.size)))
-        return coarse
+    def _decode_coarse(self, slots: CacheHeader) -> CoarseIndex:
+        header, payload = read_cache(self._directory / "coarse.cache")
+        if header != slots.twin("coarse"):
+            raise CacheDamagedError(f"coarse.cache belongs to something else: expected {slots}; got {header}")
+        return decode_coarse(payload, size=slots.slots, dim=slots.dim)
 
-    def _missed(self, snapshot: Snapshot, after: int) -> list[tuple[int, bytes]]:
-        """Return the rows that the log has after a change and that are still there, in order of row id."""
-        put = [change.row_id for change in snapshot.changes(after) if change.kind is ChangeKind.PUT]
-        missed = [(row_id, row) for row_id in put if (row := snapshot.row(row_id)) is not None]
-        if missed and self._read_only:
-            raise CacheDamagedError(f"the slab is {len(missed)} rows behind, and the store is read-only")
-        return missed
+    def _index(self, slab: CellSlab, slots: Slots) -> CoarseIndex:
+        index = FlatIndex(self._layout.dim)
+        filled(index, slab, slab.size)
+        dead = np.flatnonzero(~slots.live.values)
+        if len(dead):
+            index.remove(dead)
+        return index
+
+    def new_slab(self) -> CellSlab:
+        """Return an empty slab for this gallery; one of nobody's when the store is read-only."""
+        if self._read_only:
+            return CellSlab.private(self._layout)
+        return CellSlab.create(self._directory / "cells.new", self._layout)
 
     def _rebuild(self, snapshot: Snapshot) -> Shelf:
-        if self._read_only:
-            slab = CellSlab.private(self._layout)
-        else:
+        if not self._read_only:
             self._forget()
-            slab = CellSlab.create(self._directory / "cells.slab", self._layout)
-        slots: Slots = (slab, CoarseIndex(self._layout.dim), [])
+        slab = self.new_slab()
+        shelf = Shelf(slab=slab, coarse=FlatIndex(self._layout.dim), slots=Slots(), sequence=0)
         try:
-            _append(slots, snapshot.rows())
-            return _fill_shelf(slots, snapshot, most_dead=1)
-        except CacheDamagedError as error:
-            slab.close()
-            # Records and rows are written and erased together, so this is no fault of a cache.
-            raise StoreUnavailableError(f"gallery {self._gallery.spec.gallery_id} is damaged: {error}") from error
+            fill_from_truth(shelf, snapshot, self._gallery.spec.gallery_id)
         except StoreUnavailableError:
             slab.close()
             raise
+        return shelf
 
     def _forget(self) -> None:
-        """Remove the files that describe the slab, before it becomes another."""
+        """Remove what describes a slab, before there is another."""
         try:
             for name in ("slots.cache", "coarse.cache"):
                 (self._directory / name).unlink(missing_ok=True)
         except OSError as error:
             raise StoreUnavailableError(f"the caches in {self._directory} can't be replaced: {error}") from error
+        self._drop_slabs(kept="")
 
-    def save(self, shelf: Shelf) -> None:
-        """Write what changed; a failure is a warning, since nothing is lost but time at the next opening."""
-        if self._read_only or self._saved_sequence == shelf.sequence:
-            return
+    def _drop_slabs(self, kept: str) -> None:
+        for path in self._directory.glob("cells*"):
+            if path != self._slab_path(kept):
+                with suppress(OSError):
+                    path.unlink()
+
+    def save(self, shelf: Shelf, history: bytes | None) -> bool:
+        """Write what changed, and tell whether it is all on disk; `history` is the digest at the shelf's sequence.
+
+        A failure is a warning, since nothing is lost but time at the next opening. Nothing is written while there are
+        features of removed images in the slab.
+        """
+        if self._read_only or self.saved_sequence == shelf.sequence:
+            return True
+        if history is None or not shelf.is_erased:
+            return False
         try:
+            path = self._slab_path(shelf.slab.token)
+            if not path.exists():
+                (self._directory / "cells.new").rename(path)
             shelf.slab.synchronise()
-            header = self._header("slots", shelf.sequence, shelf.row_ids, shelf.slab.checksum())
-            write_cache(self._directory / "coarse.cache", slots_twin(header), shelf.coarse.encode())
-            write_cache(self._directory / "slots.cache", header, shelf.row_ids.astype("<i8").tobytes())
+            header = self._header("slots", shelf.sequence, history.hex(), shelf.size, shelf.slab.token)
+            arrays = {**shelf.slots.encode(), "block_checksums": shelf.slab.checksums()}
+            write_cache(self._directory / "coarse.cache", header.twin("coarse"), encode_coarse(shelf.coarse))
+            write_cache(self._directory / "slots.cache", header, encode_arrays(arrays))
         except OSError as error:
             logger.warning("the caches of gallery %s could not be saved: %s", self._gallery.spec.gallery_id, error)
-            return
-        self._saved_sequence = shelf.sequence
+            return False
+        self.saved_sequence = shelf.sequence
+        self._drop_slabs(kept=shelf.slab.token)
+        return True
 
-    def _header(self, kind: str, sequence: int, row_ids: NDArray[np.int64], slab_checksum: int) -> CacheHeader:
+    def _slab_path(self, token: str) -> Path:
+        return self._directory / f"cells-{token}.slab"
+
+    def _header(self, kind: str, sequence: int, history: str, slots: int, slab_token: str) -> CacheHeader:
         return CacheHeader(
             kind=kind,
             gallery_id=self._gallery.spec.gallery_id,
             gallery_uuid=self._gallery.uuid,
             sequence=sequence,
-            slots=len(row_ids),
+            history=history,
+            slots=slots,
             cells=self._layout.cells,
             dim=self._layout.dim,
-            slots_checksum=zlib.crc32(row_ids.astype("<i8").tobytes()),
-            slab_checksum=slab_checksum,
+            slab_token=slab_token,
         )
 
     def _warn(self, name: str, error: CacheDamagedError, source: str) -> None:
         logger.warning("%s of gallery %s is rebuilt from %s: %s", name, self._gallery.spec.gallery_id, source, error)
-
-
-def _check_header(header: CacheHeader, expected: CacheHeader) -> None:
-    if header != expected:
-        raise CacheDamagedError(f"{header.kind}.cache belongs to something else: expected {expected}; got {header}")
-
-
-def slots_twin(slots: CacheHeader) -> CacheHeader:
-    """Return the header of the coarse index that goes with some slots."""
-    fields = {name: getattr(slots, name) for name in CacheHeader.__slots__}
-    return CacheHeader(**{**fields, "kind": "coarse"})
-
-
-def _append(slots: Slots, rows: Iterable[tuple[int, bytes]]) -> None:
-    slab, coarse, row_ids = slots
-    source = iter(rows)
-    while step := list(islice(source, ROWS_PER_STEP)):
-        start = slab.size
-        slab.write([row for _, row in step])
-        slab.publish(len(step))
-        coarse.add(slab.embeddings(start, slab.size))
-        row_ids.extend(row_id for row_id, _ in step)
-
-
-def _fill_shelf(slots: Slots, snapshot: Snapshot, most_dead: float = MOST_DEAD) -> Shelf:
-    """Return the shelf of these slots; the truth's records say which are live and what they hold."""
-    slab, coarse, row_ids = slots
-    slot_of = {row_id: slot for slot, row_id in enumerate(row_ids)}
-    records: list[ImageRecord | None] = [None] * len(row_ids)
-    for record in snapshot.records():
-        slot = slot_of.get(record.row_id)
-        if slot is None:
-            raise CacheDamagedError(f"the slab lacks row {record.row_id} of image {record.image_id!r}")
-        records[slot] = record
-    dead = records.count(None)
-    if dead > most_dead * len(records):
-        raise CacheDamagedError(f"{dead} of {len(records)} slots are dead")
-    return Shelf(
-        slab=slab, coarse=coarse, row_ids=np.array(row_ids, np.int64), records=records, sequence=snapshot.sequence
-    )

@@ -44,6 +44,26 @@ class ImageNotFoundError(GalleryIndexError):
         self.image_id = image_id
 
 
+class EtagMismatchError(GalleryIndexError):
+    """The image was changed since the caller looked at it; `expected` and `actual` are changes, 0: no image."""
+
+    def __init__(self, gallery_id: str, image_id: str, *, expected: int, actual: int) -> None:
+        super().__init__(
+            f"image {image_id!r} in gallery {gallery_id!r}: expected it as change {expected} left it; it is of {actual}"
+        )
+        self.expected = expected
+        self.actual = actual
+
+
+class SequenceNotReachedError(GalleryIndexError):
+    """Searches here do not see a change yet that the caller wants them to."""
+
+    def __init__(self, gallery_id: str, *, wanted: int, reached: int) -> None:
+        super().__init__(f"gallery {gallery_id!r} is at change {reached} here; expected at least {wanted}")
+        self.wanted = wanted
+        self.reached = reached
+
+
 class ImageRejectedError(GalleryIndexError):
     """An image's id or labels can't be stored."""
 

@@ -6,7 +6,7 @@ ahead can, the search is over. In a chunk, `match` leaves out pairs that a bound
 So every image is matched, or proved to score strictly less than the last hit; equal scores are never skipped, since the
 image id decides between them.
 
-All of it is one moment of the gallery: what the slots hold never changes once they are filled (see slab.py), and what
+All of it is one moment of the gallery: what the slots hold is kept while anybody looks (see Shelf.pinned), and what
 does change is copied under the lock. Nothing is locked while images are matched.
 """
 
@@ -16,21 +16,22 @@ import bisect
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from matchflow_index.coarse import embeddings_of
 from matchflow_index.limits import score_limits
 from matchflow_index.queries import SMALLEST_CHUNK, is_late, second_stage, within_slice
-from matchflow_index.rankings import Ranking, RerankState, joined, taken
+from matchflow_index.rankings import Ranking, RerankState, joined, taken, within_groups
 from matchflow_index.shortlist import Shortlist, best_first, readable
-from matchflow_matching import match
+from matchflow_matching import global_cosines, match
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from matchflow_index.image_ids import ImageIds
     from matchflow_index.queries import SearchQuery
-    from matchflow_index.records import ImageRecord
     from matchflow_index.shelf import Shelf
     from matchflow_index.slab import CellSlab
     from matchflow_matching import CellGrid, Matches, MatchSettings
@@ -47,24 +48,22 @@ COSINE_STEP = 16_384
 class Moment:
     """A gallery inside a filter, as it was at one moment; entries k [n] in order of slot.
 
-    slots int64 [n], cosines float32 [n], lengths float32 [n] (of the longest cells); records: by slot.
+    slots int64 [n], row_ids int64 [n], cosines float32 [n], lengths float32 [n] (of the longest cells); groups int32
+    [n] as in Shortlist.
     """
 
     slab: CellSlab
+    ids: ImageIds
     slots: NDArray[np.int64]
-    records: list[ImageRecord | None]
+    row_ids: NDArray[np.int64]
+    groups: NDArray[np.int32] | None
     cosines: NDArray[np.float32]
     lengths: NDArray[np.float32]
     sequence: int
 
     def image_id(self, k: int) -> str:
         """Return the id of an entry's image."""
-        return self.record(k).image_id
-
-    def record(self, k: int) -> ImageRecord:
-        """Return the record of an entry's image."""
-        # No filter lets a dead slot through.
-        return cast("ImageRecord", self.records[int(self.slots[k])])
+        return self.ids[int(self.slots[k])]
 
     def coarse_ranks(self, entries: list[int]) -> list[int]:
         """Return the places of some entries in coarse order: by falling cosine, then by image id."""
@@ -86,18 +85,22 @@ class Moment:
 def look(shelf: Shelf, query: SearchQuery) -> Moment | None:
     """Return the gallery as it is now; None when time is up before that is done."""
     with shelf.lock.reading():
-        allowed = shelf.allowed(query.filter)
-        slots = np.arange(len(shelf.records)) if allowed is None else np.flatnonzero(allowed)
+        selection = shelf.select(query.filter, query.now_s)
+        slots = shelf.live_slots if selection.allowed is None else np.flatnonzero(selection.allowed)
+        slots = slots[~np.isin(slots, list(selection.without))]
         cosines = np.empty(len(slots), np.float32)
         for start in range(0, len(slots), COSINE_STEP):
             if is_late(query):
                 return None
             step = slots[start : start + COSINE_STEP]
-            cosines[start : start + len(step)] = shelf.coarse.cosines(query.features.embedding, step)
+            embeddings = embeddings_of(shelf.coarse, shelf.slab, step)
+            cosines[start : start + len(step)] = global_cosines(query.features.embedding, embeddings)
         return Moment(
             slab=shelf.slab,
+            ids=shelf.slots.ids,
             slots=slots,
-            records=shelf.records.copy(),
+            row_ids=shelf.slots.row_ids.values[slots],
+            groups=None if query.group_by is None else shelf.slots.labels.codes(query.group_by)[slots],
             cosines=readable(cosines),
             lengths=shelf.cell_norms[slots],
             sequence=shelf.sequence,
@@ -107,11 +110,12 @@ def look(shelf: Shelf, query: SearchQuery) -> Moment | None:
 class Best:
     """The best entries that were matched so far, best first."""
 
-    def __init__(self, moment: Moment, count: int, min_score: float | None) -> None:
-        """Keep up to `count`, and nothing below `min_score`."""
+    def __init__(self, moment: Moment, query: SearchQuery) -> None:
+        """Keep up to `top_k`, nothing below `min_score`, and of a group no more than its limit."""
         self._moment = moment
-        self._count = count
-        self._least = -math.inf if min_score is None else min_score
+        self._count = query.top_k
+        self._group_limit = query.group_limit
+        self._least = -math.inf if query.min_score is None else query.min_score
         self.entries: list[int] = []
         self.matches: Matches | None = None
 
@@ -129,7 +133,11 @@ class Best:
             return
         found = self.entries + entries[good].tolist()
         everything = joined(self.matches, taken(matches, good))
-        order = best_first(everything.score, lambda k: self._moment.image_id(found[k]))[: self._count]
+        order = best_first(everything.score, lambda k: self._moment.image_id(found[k]))
+        if self._moment.groups is not None:
+            # What is left out here has as many better ones in its group as may be hits, whatever comes.
+            order = order[within_groups(self._moment.groups[found][order], self._group_limit)]
+        order = order[: self._count]
         self.entries = [found[k] for k in order]
         self.matches = taken(everything, order)
 
@@ -140,6 +148,11 @@ def widen(shelf: Shelf, query: SearchQuery, grid: CellGrid, first: Ranking) -> R
     `first` is what the two stages gave; it is returned, as PARTIAL, when the time did not suffice for more.
     """
     start_s = time.perf_counter()
+    with shelf.pinned():
+        return _widen(shelf, query, grid, first, start_s)
+
+
+def _widen(shelf: Shelf, query: SearchQuery, grid: CellGrid, first: Ranking, start_s: float) -> Ranking:
     settings, moment = second_stage(query), look(shelf, query)
     unproved = replace(first, state=RerankState.PARTIAL if first.count else first.state)
     if settings is None or moment is None:
@@ -173,7 +186,7 @@ class Walk:
         layout = moment.slab.layout
         pair_bytes = 2 * layout.size_bytes + 4 * layout.cells * len(query.features.cells)
         self._largest = max(SMALLEST_CHUNK, CHUNK_BYTES // pair_bytes)
-        self.best = Best(moment, query.top_k, query.min_score)
+        self.best = Best(moment, query)
         self.visited = self.solved = self.dismissed = 0
         self.limit = math.inf
         self.gather_s = 0.0
@@ -242,8 +255,10 @@ class Walk:
         moment, entries = self._moment, self.best.entries
         chosen = np.array(entries, np.intp)
         shortlist = Shortlist(
-            records=[moment.record(k) for k in entries],
+            image_ids=[moment.image_id(k) for k in entries],
             slots=moment.slots[chosen],
+            row_ids=moment.row_ids[chosen],
+            groups=None if moment.groups is None else moment.groups[chosen],
             cosines=moment.cosines[chosen],
             coarse_ranks=np.array(moment.coarse_ranks(entries), np.intp),
             features=moment.slab.gather(moment.slots[chosen]),

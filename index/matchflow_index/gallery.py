@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -11,30 +12,48 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from matchflow_index.checks import check_features, check_image, check_labels
-from matchflow_index.errors import BundleMismatchError, ImageNotFoundError
+from matchflow_index.errors import (
+    BundleMismatchError,
+    EtagMismatchError,
+    GalleryNotFoundError,
+    ImageNotFoundError,
+    SequenceNotReachedError,
+)
 from matchflow_index.evaluation import LabelledImages
+from matchflow_index.filling import catch_up
+from matchflow_index.ivf_index import IvfIndex
+from matchflow_index.labels import as_text
 from matchflow_index.match_defaults import MatchDefaults
-from matchflow_index.records import ImageRecord, KnownImage, PutOutcome, PutResult, RowLayout
+from matchflow_index.records import ImageRecord, KnownImage, PutOutcome, PutResult, RowLayout, Unchanged
 from matchflow_index.search import search
+from matchflow_index.shelf import Update
+from matchflow_index.upkeep import compacted, make_lists, wants_compaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from matchflow_index.answers import SearchAnswer
     from matchflow_index.caches import GalleryCaches
+    from matchflow_index.labels import Labels
     from matchflow_index.queries import SearchQuery
     from matchflow_index.records import GallerySpec, NewImage
-    from matchflow_index.truth import Change, StoredGallery, Transaction, Truth
+    from matchflow_index.truth import Durability, StoredGallery, Transaction, Truth
     from matchflow_matching.features import Features
+
+logger = logging.getLogger(__name__)
+
+# How often a search is done again whose hits were changed under it.
+MOST_LOOKS = 3
+# The caches are saved after so many changes, or this share of all images.
+SAVE_CHANGES, SAVE_SHARE = 10_000, 0.05
 
 
 @dataclass(slots=True, kw_only=True)
 class _Plan:
-    """What a transaction did, for the shelf to follow once it is on disk."""
+    """What a transaction did, for the shelf to follow once it is durable."""
 
     results: list[PutResult] = field(default_factory=list)
-    updates: list[tuple[Change, ImageRecord | None]] = field(default_factory=list)
-    rows: list[bytes] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
 
 
 class Gallery:
@@ -49,6 +68,8 @@ class Gallery:
         self._writer = threading.Lock()
         self._match_defaults: MatchDefaults | None = None
         self._setting_defaults = threading.Lock()
+        self._moved = threading.Condition()
+        self._latest_s = 0.0
         with truth.read(stored) as snapshot:
             self._shelf = caches.open_shelf(snapshot)
 
@@ -56,6 +77,16 @@ class Gallery:
     def spec(self) -> GallerySpec:
         """What the gallery is pinned to."""
         return self._stored.spec
+
+    @property
+    def stored(self) -> StoredGallery:
+        """What the store knows it as."""
+        return self._stored
+
+    @property
+    def durability(self) -> Durability:
+        """What has happened to an image when `put` returns."""
+        return self._truth.durability
 
     @property
     def count(self) -> int:
@@ -68,6 +99,24 @@ class Gallery:
         """The last change that searches see; 0 for none."""
         with self._shelf.lock.reading():
             return self._shelf.sequence
+
+    @property
+    def recall(self) -> float:
+        """The share of the best 100 by cosine that the coarse index finds, measured on own vectors."""
+        coarse = self._shelf.coarse
+        return coarse.training.recall if isinstance(coarse, IvfIndex) else 1.0
+
+    def now_s(self) -> float:
+        """Return the time in seconds since 1970; it never goes back, whatever the clock does."""
+        self._latest_s = max(self._latest_s, time.time())
+        return self._latest_s
+
+    def wait_for(self, sequence: int, timeout_s: float) -> None:
+        """Return once searches see a change; SequenceNotReachedError when the time is up before that."""
+        with self._moved:
+            self._moved.wait_for(lambda: self._shelf.sequence >= sequence, timeout_s)
+        if self._shelf.sequence < sequence:
+            raise SequenceNotReachedError(self.spec.gallery_id, wanted=sequence, reached=self._shelf.sequence)
 
     @property
     def match_defaults(self) -> MatchDefaults:
@@ -98,11 +147,11 @@ class Gallery:
             raise BundleMismatchError(expected=self.spec.bundle_digest, actual=digest)
 
     def put(self, images: Sequence[NewImage | KnownImage]) -> list[PutResult]:
-        """Store images in one transaction, in order; when this returns they are on disk and found by searches.
+        """Store images in one transaction, in order; when this returns they are durable and found by searches.
 
-        Other content than before gives a new row id, other labels alone keep it, and nothing new writes nothing. A
-        KnownImage is MISSING when, at this place in the order, the gallery holds its content no more.
-        All or none: raises ImageRejectedError, FeaturesRejectedError, StoreUnavailableError.
+        Other content than before gives a new row id, other labels or expiry alone keep it, and nothing new writes
+        nothing. A KnownImage is MISSING when, at this place in the order, the gallery holds its content no more.
+        All or none: raises ImageRejectedError, FeaturesRejectedError, EtagMismatchError, StoreUnavailableError.
         """
         for image in images:
             if isinstance(image, KnownImage):
@@ -111,18 +160,20 @@ class Gallery:
                 check_image(image, self.spec)
 
         def work(transaction: Transaction) -> _Plan:
-            plan, now_s = _Plan(), time.time()
+            plan, now_s = _Plan(), self.now_s()
             for image in images:
                 self._put(transaction, image, now_s, plan)
-            self._shelf.slab.write(plan.rows)
+            self._shelf.slab.reserve(sum(update.row is not None for update in plan.updates))
             return plan
 
         return self._commit(work).results
 
     def _put(self, transaction: Transaction, image: NewImage | KnownImage, now_s: float, plan: _Plan) -> None:
         old = transaction.record(image.image_id)
+        self._check_etag(image.image_id, old, image.if_sequence)
         if old is not None and old.content_hash == image.content_hash:
-            self._relabel(transaction, replace(old, labels=dict(image.labels)), now_s, plan)
+            new = replace(old, labels=dict(image.labels), expire_time_s=image.expire_time_s)
+            self._relabel(transaction, new, now_s, plan)
             return
         if isinstance(image, KnownImage):
             plan.results.append(PutResult(outcome=PutOutcome.MISSING, row_id=0, sequence=transaction.sequence))
@@ -135,73 +186,135 @@ class Gallery:
             width_px=image.width_px,
             height_px=image.height_px,
             update_time_s=now_s,
+            sequence=transaction.sequence + 1,
+            expire_time_s=image.expire_time_s,
         )
-        plan.rows.append(self._layout.pack(image.features))
+        row = self._layout.pack(image.features)
         thumbnail = image.thumbnail if self.spec.keep_thumbnails else None
-        change = transaction.put(record, plan.rows[-1], thumbnail)
-        plan.updates.append((change, record))
+        change = transaction.put(record, row, thumbnail)
+        plan.updates.append(Update(change=change, record=record, row=row))
         outcome = PutOutcome.CREATED if old is None else PutOutcome.UPDATED
         plan.results.append(PutResult(outcome=outcome, row_id=record.row_id, sequence=change.sequence))
+
+    def _check_etag(self, image_id: str, old: ImageRecord | None, if_sequence: int | None) -> None:
+        found = 0 if old is None else old.sequence
+        if if_sequence is not None and if_sequence != found:
+            raise EtagMismatchError(self.spec.gallery_id, image_id, expected=if_sequence, actual=found)
 
     def _relabel(self, transaction: Transaction, record: ImageRecord, now_s: float, plan: _Plan) -> None:
         outcome, sequence = PutOutcome.UNCHANGED, transaction.sequence
         if record != transaction.record(record.image_id):
-            record = replace(record, update_time_s=now_s)
+            record = replace(record, update_time_s=now_s, sequence=sequence + 1)
             change = transaction.relabel(record)
-            plan.updates.append((change, record))
+            plan.updates.append(Update(change=change, record=record))
             outcome, sequence = PutOutcome.UPDATED, change.sequence
         plan.results.append(PutResult(outcome=outcome, row_id=record.row_id, sequence=sequence))
 
-    def update_labels(self, image_id: str, labels: Mapping[str, str]) -> ImageRecord:
-        """Replace an image's labels and return its record; ImageNotFoundError, ImageRejectedError."""
-        check_labels(image_id, labels)
+    def update(
+        self,
+        image_id: str,
+        *,
+        labels: Labels | None = None,
+        expire_time_s: float | Unchanged | None = Unchanged.UNCHANGED,
+        if_sequence: int | None = None,
+    ) -> ImageRecord:
+        """Replace an image's labels, its expiry or both, and return its record.
+
+        Raises ImageNotFoundError, ImageRejectedError, EtagMismatchError, StoreUnavailableError.
+        """
+        if labels is not None:
+            check_labels(image_id, labels)
 
         def work(transaction: Transaction) -> _Plan:
             plan, old = _Plan(), transaction.record(image_id)
             if old is None:
                 raise ImageNotFoundError(self.spec.gallery_id, image_id)
-            self._relabel(transaction, replace(old, labels=dict(labels)), time.time(), plan)
+            self._check_etag(image_id, old, if_sequence)
+            new = old if labels is None else replace(old, labels=dict(labels))
+            if not isinstance(expire_time_s, Unchanged):
+                new = replace(new, expire_time_s=expire_time_s)
+            self._relabel(transaction, new, self.now_s(), plan)
             return plan
 
         self._commit(work)
         return self.get(image_id)
 
-    def delete(self, image_ids: Iterable[str]) -> tuple[int, int]:
-        """Delete images in one transaction; return how many there were, and how many of the ids were not there."""
+    def delete(self, image_ids: Iterable[str], *, if_sequences: Mapping[str, int] | None = None) -> tuple[int, int]:
+        """Delete images in one transaction; return how many there were, and how many of the ids were not there.
+
+        With `if_sequences`, by id, none is deleted when a record is not of that change: EtagMismatchError.
+        """
         wanted = list(dict.fromkeys(image_ids))
 
         def work(transaction: Transaction) -> _Plan:
-            changes = [transaction.remove(image_id) for image_id in wanted]
-            return _Plan(updates=[(change, None) for change in changes if change is not None])
+            now_s = self.now_s()
+            for image_id, sequence in (if_sequences or {}).items():
+                self._check_etag(image_id, transaction.record(image_id), sequence)
+            changes = [transaction.remove(image_id, now_s) for image_id in wanted]
+            return _Plan(updates=[Update(change=change) for change in changes if change is not None])
 
         deleted = len(self._commit(work).updates)
         return deleted, len(wanted) - deleted
 
+    def delete_expired(self) -> int:
+        """Delete the images whose time has come, and return how many those were."""
+        with self._shelf.lock.reading():
+            found = self._shelf.expired(self.now_s())
+
+        def work(transaction: Transaction) -> _Plan:
+            now_s = self.now_s()
+            records = [record for record in transaction.records_of(found) if record and record.is_expired(now_s)]
+            changes = [transaction.remove(record.image_id, now_s) for record in records]
+            return _Plan(updates=[Update(change=change) for change in changes if change is not None])
+
+        return len(self._commit(work).updates) if found else 0
+
     def _commit(self, work: Callable[[Transaction], _Plan]) -> _Plan:
         with self._writer:
             plan = self._truth.write(self._stored, work)
-            self._shelf.apply(plan.updates)
+            if plan.updates:
+                self._show({update.change.sequence: update for update in plan.updates})
         return plan
+
+    def _show(self, known: Mapping[int, Update]) -> None:
+        """Let searches see our own changes, after those that others made before them."""
+        shelf, last = self._shelf, max(known)
+        if last == shelf.sequence + len(known):
+            shelf.apply([known[sequence] for sequence in sorted(known)], last)
+        else:
+            with self._truth.read(self._stored) as snapshot:
+                catch_up(shelf, snapshot, known)
+        with self._moved:
+            self._moved.notify_all()
+
+    def follow(self, timeout_s: float) -> int:
+        """Wait for changes that others make, let searches see them, and return the last change that they see."""
+        if self._truth.wait(self._stored, self._shelf.sequence, timeout_s) > self._shelf.sequence:
+            with self._writer, self._truth.read(self._stored) as snapshot:
+                catch_up(self._shelf, snapshot)
+            with self._moved:
+                self._moved.notify_all()
+        return self._shelf.sequence
 
     def get(self, image_id: str) -> ImageRecord:
         """Return an image's record; ImageNotFoundError."""
-        with self._shelf.lock.reading():
-            record = self._shelf.record(image_id)
-        if record is None:
+        with self._truth.read(self._stored) as snapshot:
+            record = snapshot.record(image_id)
+        if record is None or record.is_expired(self.now_s()):
             raise ImageNotFoundError(self.spec.gallery_id, image_id)
         return record
 
     def holding(self, image_id: str, content_hash: str) -> ImageRecord | None:
         """Return the image's record when the gallery holds just this content of it."""
-        with self._shelf.lock.reading():
-            record = self._shelf.record(image_id)
+        with self._truth.read(self._stored) as snapshot:
+            record = snapshot.record(image_id)
         return record if record is not None and record.content_hash == content_hash else None
 
     def features(self, image_id: str) -> Features:
         """Return an image's features, copied; ImageNotFoundError."""
         with self._shelf.lock.reading():
             slot = self._shelf.slot(image_id)
-            if slot is None:
+            if slot is None or self._shelf.slots.expire_times_s.values[slot] <= self.now_s():
                 raise ImageNotFoundError(self.spec.gallery_id, image_id)
             return self._shelf.slab.gather(np.array([slot]))[0]
 
@@ -209,37 +322,86 @@ class Gallery:
         """Return an image's thumbnail, None when none was kept; ImageNotFoundError."""
         with self._truth.read(self._stored) as snapshot:
             record = snapshot.record(image_id)
-            if record is None:
+            if record is None or record.is_expired(self.now_s()):
                 raise ImageNotFoundError(self.spec.gallery_id, image_id)
             return snapshot.thumbnail(record.row_id)
 
     def page(self, after: str | None, limit: int) -> list[ImageRecord]:
         """Return up to `limit` records in order of id, those with an id greater than `after` (None: all)."""
         with self._truth.read(self._stored) as snapshot:
-            return list(islice(snapshot.records(after), limit))
+            now_s = self.now_s()
+            return list(islice((each for each in snapshot.records(after) if not each.is_expired(now_s)), limit))
 
     def search(self, query: SearchQuery) -> SearchAnswer:
         """Find images; see `search.search`. Raises InvalidQueryError, FeaturesRejectedError."""
         check_features(query.features, self.spec, "the query")
-        return search(self._shelf, query, self.spec.grid)
+        query = replace(query, now_s=max(query.now_s, self.now_s()))
+        for _ in range(MOST_LOOKS - 1):
+            answer = search(self._shelf, query, self.spec.grid, self._records_of)
+            if not answer.held_back or self._shelf.sequence == answer.sequence:
+                return answer
+            # What was held back has changed since the search began, and others may be in its place.
+        return search(self._shelf, query, self.spec.grid, self._records_of)
+
+    def _records_of(self, image_ids: Sequence[str]) -> list[ImageRecord | None]:
+        with self._truth.read(self._stored) as snapshot:
+            return snapshot.records_of(image_ids)
 
     def labelled_images(self) -> LabelledImages:
         """Return everything in the gallery, copied, in order of row id: what `evaluate` works on."""
-        with self._shelf.lock.reading():
-            slots = self._shelf.live_slots
-            records = [record for record in self._shelf.records if record is not None]
-            features = self._shelf.slab.gather(slots)
+        shelf = self._shelf
+        with self._truth.read(self._stored) as snapshot, shelf.lock.reading():
+            records = sorted(snapshot.records(), key=lambda record: record.row_id)
+            slots = [shelf.slot(record.image_id) for record in records]
+            kept = [
+                (slot, record)
+                for slot, record in zip(slots, records, strict=True)
+                if slot is not None and shelf.slots.row_ids.values[slot] == record.row_id
+            ]
+            features = shelf.slab.gather(np.array([slot for slot, _ in kept], np.int64))
         return LabelledImages(
-            image_ids=tuple(record.image_id for record in records),
-            labels=tuple(record.labels for record in records),
+            image_ids=tuple(record.image_id for _, record in kept),
+            labels=tuple({name: as_text(value) for name, value in record.labels.items()} for _, record in kept),
             grid=self.spec.grid,
             features=features,
         )
 
+    def maintain(self) -> None:
+        """Do what can wait: delete what has expired, drop dead slots, make new lists, bring the caches up to date."""
+        self.delete_expired()
+        self._compact()
+        shelf = self._shelf
+        why = make_lists(shelf, self._writer)
+        if why:
+            logger.info("gallery %s has new lists: %s", self.spec.gallery_id, why)
+            self._caches.saved_sequence = None
+        unsaved = shelf.sequence - (self._caches.saved_sequence or 0)
+        if unsaved > max(SAVE_CHANGES, SAVE_SHARE * shelf.size):
+            self.save()
+
+    def _compact(self) -> None:
+        """Let a shelf without dead slots take the place of one with many; searches go on in the old one till then."""
+        with self._writer:
+            old = self._shelf
+            if not wants_compaction(old):
+                return
+            with old.lock.reading():
+                self._shelf = compacted(old, self._caches.new_slab())
+            self._caches.saved_sequence = None
+            # Whoever still searches there keeps its mapping.
+            old.slab.close()
+        logger.info("dropped %d dead slots of gallery %s", old.size - old.count, self.spec.gallery_id)
+        self.save()
+
     def save(self) -> None:
         """Bring the caches on disk up to date, so that the next opening is quick."""
         with self._writer, self._shelf.lock.reading():
-            self._caches.save(self._shelf)
+            try:
+                with self._truth.read(self._stored) as snapshot:
+                    history = snapshot.history(self._shelf.sequence)
+            except GalleryNotFoundError:
+                return
+            self._caches.save(self._shelf, history)
 
     def close(self) -> None:
         """Save the caches and let go of the files."""

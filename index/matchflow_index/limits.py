@@ -44,7 +44,7 @@ def score_limits(
 def unmatched_limit(query: SearchQuery, settings: MatchSettings, shortlist: Shortlist, matched: int) -> float:
     """Return what the images inside the filter score at most that are not among the first of the shortlist."""
     best: float = max([*shortlist.cosines[matched : matched + 1].tolist(), shortlist.outside])
-    if best == -math.inf:
+    if math.isinf(best):
         return best
     limits = score_limits(query.features, settings, np.array([shortlist.longest_cell]), np.array([best]))
     return float(limits[0])

@@ -27,7 +27,10 @@ MAX_READERS = 512
 
 
 class LmdbEnvironment:
-    """One environment in a directory; every commit is synchronised to disk before it returns."""
+    """One environment in a directory; every commit is synchronised to disk before it returns.
+
+    Without `synchronise_last` the page that makes a commit count follows with the next one.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class LmdbEnvironment:
         *,
         added: Sequence[str] = (),
         read_only: bool,
+        synchronise_last: bool = True,
         map_bytes: int = INITIAL_MAP_BYTES,
         max_map_bytes: int = MAX_MAP_BYTES,
     ) -> None:
@@ -61,6 +65,7 @@ class LmdbEnvironment:
                 max_readers=MAX_READERS,
                 readonly=read_only,
                 create=not read_only,
+                metasync=synchronise_last,
                 # Rows are read by chance, not in order.
                 readahead=False,
             )

@@ -3,9 +3,9 @@
 databases     key                                 value
 galleries     gallery id                          number u32, uuid 16 bytes, specification as JSON
 images        number u32, image key               record as JSON
-rows          number u32, row id u64              features
-thumbnails    number u32, row id u64              picture
-log           number u32, sequence u64            change as JSON
+rows          row id u64, part u8                 features, cut into parts (see lmdb_rows.py)
+thumbnails    row id u64                          picture
+log           number u32, sequence u64            chained digest 8 bytes, change as JSON
 defaults      number u32                          match defaults, as they were given
 counters      number u32, or a name               u64
 doomed        number u32                          nothing: galleries that are deleted but not yet swept
@@ -16,15 +16,17 @@ Numbers are big-endian, so that LMDB's order of bytes is their order.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from matchflow_index.errors import GalleryExistsError, GalleryNotFoundError, StoreUnavailableError
 from matchflow_index.lmdb_environment import INITIAL_MAP_BYTES, MAX_MAP_BYTES, LmdbEnvironment
+from matchflow_index.lmdb_rows import delete_row
 from matchflow_index.lmdb_view import U32, U64, LmdbView, count_up
-from matchflow_index.records import GallerySpec
-from matchflow_index.truth import StoredGallery
+from matchflow_index.records import GallerySpec, ImageRecord
+from matchflow_index.truth import Durability, StoredGallery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,9 +39,10 @@ logger = logging.getLogger(__name__)
 DATABASES = ("galleries", "images", "rows", "thumbnails", "log", "counters", "doomed")
 # Stores from before there were match defaults have none.
 ADDED_DATABASES = ("defaults",)
-PER_GALLERY = ("images", "rows", "thumbnails", "log", "defaults")
-FORMAT = 1
+FORMAT = 2
 SWEEP_KEYS = 5_000
+# Seconds between two looks of who waits for a change.
+LOOK_S = 0.02
 
 
 class LmdbTruth:
@@ -50,15 +53,22 @@ class LmdbTruth:
         path: Path,
         *,
         read_only: bool = False,
+        durability: Durability = Durability.DISK,
         map_bytes: int = INITIAL_MAP_BYTES,
         max_map_bytes: int = MAX_MAP_BYTES,
     ) -> None:
-        """Open it; a writer creates what is missing and ends deletions that were cut off."""
+        """Open it; a writer creates what is missing and ends deletions that were cut off.
+
+        With `durability` PROCESS, the loss of power may undo the last transaction; the store stays whole.
+        """
+        self.shared = read_only
+        self.durability = durability
         self._env = LmdbEnvironment(
             path,
             DATABASES,
             added=ADDED_DATABASES,
             read_only=read_only,
+            synchronise_last=durability is Durability.DISK,
             map_bytes=map_bytes,
             max_map_bytes=max_map_bytes,
         )
@@ -130,17 +140,24 @@ class LmdbTruth:
         if not doomed.first():
             return False
         number, left = doomed.key(), SWEEP_KEYS
-        for name in PER_GALLERY:
+        for name in ("images", "log"):
             cursor = txn.cursor(db=self._databases[name])
             found = cursor.set_range(number)
             while found and cursor.key().startswith(number):
-                if not left:
+                if left <= 0:
                     return True
+                left -= 1
+                if name == "images":
+                    left -= self._erase_row(txn, ImageRecord.decode(cursor.value()).row_id)
                 cursor.delete()
-                found, left = bool(cursor.key()), left - 1
-        txn.delete(number, db=self._databases["counters"])
-        txn.delete(number, db=self._databases["doomed"])
+                found = bool(cursor.key())
+        for name in ("defaults", "counters", "doomed"):
+            txn.delete(number, db=self._databases[name])
         return True
+
+    def _erase_row(self, txn: Any, row_id: int) -> int:
+        txn.delete(U64.pack(row_id), db=self._databases["thumbnails"])
+        return delete_row(txn, self._databases["rows"], row_id)
 
     @contextmanager
     def read(self, gallery: StoredGallery) -> Iterator[Snapshot]:
@@ -157,6 +174,29 @@ class LmdbTruth:
             return work(LmdbView(txn, self._databases, gallery))
 
         return self._env.write(guarded)
+
+    def wait(self, gallery: StoredGallery, after: int, timeout_s: float) -> int:
+        """Return the gallery's last change as soon as it is greater than `after`, or when the time is up."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with self.read(gallery) as snapshot:
+                sequence = snapshot.sequence
+            left_s = deadline - time.monotonic()
+            if sequence > after or left_s <= 0:
+                return sequence
+            time.sleep(min(LOOK_S, left_s))
+
+    def trim_log(self, gallery: StoredGallery, keep: int) -> int:
+        """Forget the log but for the last `keep` entries, at least one; return how many were forgotten."""
+
+        def work(txn: Any) -> int:
+            self._check_exists(txn, gallery)
+            return LmdbView(txn, self._databases, gallery).trim_log(max(keep, 1), SWEEP_KEYS)
+
+        forgotten = 0
+        while step := self._env.write(work):
+            forgotten += step
+        return forgotten
 
     def match_defaults(self, gallery: StoredGallery) -> bytes | None:
         """Return what `set_match_defaults` stored."""

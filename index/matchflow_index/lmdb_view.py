@@ -7,20 +7,25 @@ import json
 import struct
 from typing import TYPE_CHECKING, Any
 
+from matchflow_index.errors import StoreUnavailableError
+from matchflow_index.history import BEGINNING, DIGEST_BYTES, chained
+from matchflow_index.lmdb_rows import delete_row, get_rows, put_row
 from matchflow_index.records import ImageRecord, compact_json
 from matchflow_index.truth import Change, ChangeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from matchflow_index.truth import StoredGallery
 
 # LMDB takes keys of at most 511 bytes.
 LONGEST_PLAIN_ID = 470
+# Rows fetched at once while all are walked through.
+ROWS_PER_STEP = 256
 
 U32 = struct.Struct(">I")
 U64 = struct.Struct(">Q")
-_ROW_KEY = struct.Struct(">IQ")
+_LOG_KEY = struct.Struct(">IQ")
 
 
 class LmdbView:
@@ -39,10 +44,28 @@ class LmdbView:
         """The last change; 0 for none."""
         return _counter(self._txn, self._databases["counters"], self._prefix)
 
+    @property
+    def log_start(self) -> int:
+        """The first change that the log still has."""
+        for key, _ in self._entries("log", self._prefix):
+            return int(_LOG_KEY.unpack(key)[1])
+        return self.sequence + 1
+
+    def history(self, sequence: int) -> bytes | None:
+        """Return the chained digest of all changes up to one; None where the log doesn't reach."""
+        if not sequence:
+            return BEGINNING
+        value = self._txn.get(_LOG_KEY.pack(self._number, sequence), db=self._databases["log"])
+        return None if value is None else bytes(value[:DIGEST_BYTES])
+
     def record(self, image_id: str) -> ImageRecord | None:
         """Return an image's record."""
         value = self._txn.get(self._image_key(image_id), db=self._databases["images"])
         return None if value is None else ImageRecord.decode(value)
+
+    def records_of(self, image_ids: Sequence[str]) -> list[ImageRecord | None]:
+        """Return the records of some images, in that order."""
+        return [self.record(image_id) for image_id in image_ids]
 
     def records(self, after: str | None = None) -> Iterator[ImageRecord]:
         """Yield all records, or those whose id is greater than `after`, in order of id.
@@ -56,28 +79,36 @@ class LmdbView:
 
     def row(self, row_id: int) -> bytes | None:
         """Return a row's features."""
-        value: bytes | None = self._txn.get(self._row_key(row_id), db=self._databases["rows"])
-        return value
+        return self.rows_of([row_id])[0]
+
+    def rows_of(self, row_ids: Sequence[int]) -> list[bytes | None]:
+        """Return some rows' features, in that order."""
+        return get_rows(self._txn, self._databases["rows"], row_ids)
 
     def rows(self) -> Iterator[tuple[int, bytes]]:
         """Yield all rows, in order of row id."""
-        for key, value in self._entries("rows", self._prefix):
-            yield _ROW_KEY.unpack(key)[1], value
+        row_ids = sorted(record.row_id for record in self.records())
+        for start in range(0, len(row_ids), ROWS_PER_STEP):
+            step = row_ids[start : start + ROWS_PER_STEP]
+            for row_id, row in zip(step, self.rows_of(step), strict=True):
+                if row is not None:
+                    yield row_id, row
 
     def thumbnail(self, row_id: int) -> bytes | None:
         """Return a row's thumbnail."""
-        value: bytes | None = self._txn.get(self._row_key(row_id), db=self._databases["thumbnails"])
+        value: bytes | None = self._txn.get(U64.pack(row_id), db=self._databases["thumbnails"])
         return value
 
     def changes(self, after: int) -> Iterator[Change]:
         """Yield the changes whose sequence is greater than `after`, in order."""
-        for key, value in self._entries("log", _ROW_KEY.pack(self._number, after + 1)):
-            kind, image_id, row_id, replaced = json.loads(value)
+        for key, value in self._entries("log", _LOG_KEY.pack(self._number, after + 1)):
+            kind, image_id, row_id, replaced, time_s = json.loads(value[DIGEST_BYTES:])
             yield Change(
-                sequence=_ROW_KEY.unpack(key)[1],
+                sequence=_LOG_KEY.unpack(key)[1],
                 kind=ChangeKind(kind),
                 image_id=image_id,
                 row_id=row_id,
+                time_s=time_s,
                 replaced_row_id=replaced,
             )
 
@@ -91,37 +122,56 @@ class LmdbView:
         if old is not None:
             self._erase_row(old.row_id)
         self._write_record(record)
-        self._txn.put(self._row_key(record.row_id), row, db=self._databases["rows"])
+        put_row(self._txn, self._databases["rows"], record.row_id, row)
         if thumbnail is not None:
-            self._txn.put(self._row_key(record.row_id), thumbnail, db=self._databases["thumbnails"])
-        return self._note(ChangeKind.PUT, record.image_id, record.row_id, None if old is None else old.row_id)
+            self._txn.put(U64.pack(record.row_id), thumbnail, db=self._databases["thumbnails"])
+        return self._note(ChangeKind.PUT, record, record.update_time_s, None if old is None else old.row_id)
 
     def relabel(self, record: ImageRecord) -> Change:
         """Replace the record of an image that keeps its row."""
         self._write_record(record)
-        return self._note(ChangeKind.RELABEL, record.image_id, record.row_id)
+        return self._note(ChangeKind.RELABEL, record, record.update_time_s)
 
-    def remove(self, image_id: str) -> Change | None:
+    def remove(self, image_id: str, time_s: float) -> Change | None:
         """Remove an image with its row; None when there is none."""
         old = self.record(image_id)
         if old is None:
             return None
         self._txn.delete(self._image_key(image_id), db=self._databases["images"])
         self._erase_row(old.row_id)
-        return self._note(ChangeKind.REMOVE, image_id, old.row_id)
+        return self._note(ChangeKind.REMOVE, old, time_s)
 
-    def _note(self, kind: ChangeKind, image_id: str, row_id: int, replaced: int | None = None) -> Change:
+    def _note(self, kind: ChangeKind, record: ImageRecord, time_s: float, replaced: int | None = None) -> Change:
+        previous = self.history(self.sequence)
+        if previous is None:
+            raise StoreUnavailableError(f"the log of the gallery lacks its last change, {self.sequence}")
         sequence = count_up(self._txn, self._databases["counters"], self._prefix)
-        entry = compact_json([kind, image_id, row_id, replaced])
-        self._txn.put(_ROW_KEY.pack(self._number, sequence), entry, db=self._databases["log"])
-        return Change(sequence=sequence, kind=kind, image_id=image_id, row_id=row_id, replaced_row_id=replaced)
+        entry = compact_json([kind, record.image_id, record.row_id, replaced, time_s])
+        value = chained(previous, entry) + entry
+        self._txn.put(_LOG_KEY.pack(self._number, sequence), value, db=self._databases["log"])
+        return Change(
+            sequence=sequence,
+            kind=kind,
+            image_id=record.image_id,
+            row_id=record.row_id,
+            time_s=time_s,
+            replaced_row_id=replaced,
+        )
+
+    def trim_log(self, keep: int, limit: int) -> int:
+        """Forget up to `limit` of the oldest changes but for the last `keep`; return how many were."""
+        first = self.log_start
+        doomed = range(first, min(self.sequence - keep + 1, first + limit))
+        for sequence in doomed:
+            self._txn.delete(_LOG_KEY.pack(self._number, sequence), db=self._databases["log"])
+        return len(doomed)
 
     def _write_record(self, record: ImageRecord) -> None:
         self._txn.put(self._image_key(record.image_id), record.encode(), db=self._databases["images"])
 
     def _erase_row(self, row_id: int) -> None:
-        for name in ("rows", "thumbnails"):
-            self._txn.delete(self._row_key(row_id), db=self._databases[name])
+        delete_row(self._txn, self._databases["rows"], row_id)
+        self._txn.delete(U64.pack(row_id), db=self._databases["thumbnails"])
 
     def _entries(self, name: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         cursor = self._txn.cursor(db=self._databases[name])
@@ -130,9 +180,6 @@ class LmdbView:
                 if not key.startswith(self._prefix):
                     return
                 yield key, value
-
-    def _row_key(self, row_id: int) -> bytes:
-        return _ROW_KEY.pack(self._number, row_id)
 
     def _image_key(self, image_id: str) -> bytes:
         name = image_id.encode()

@@ -29,6 +29,8 @@ class SearchQuery:
     coarse order.
     `exhaustive`: match as many more as it takes to prove that the hits are those of the whole gallery, until the
     deadline; `depth` is then where it starts.
+    `group_by`: of the images with the same text for this label, at most `group_limit` are hits, the best; images
+    without it are not limited. `now_s`, in seconds since 1970, decides which images have expired.
     """
 
     features: Features
@@ -40,6 +42,9 @@ class SearchQuery:
     min_score: float | None = None
     deadline: float | None = None
     exhaustive: bool = False
+    group_by: str | None = None
+    group_limit: int = 1
+    now_s: float = field(default_factory=time.time)
 
 
 def check_query(query: SearchQuery) -> None:
@@ -50,6 +55,8 @@ def check_query(query: SearchQuery) -> None:
         raise InvalidQueryError(f"depth must be at least 1; got {query.depth}")
     if query.max_flows < 0:
         raise InvalidQueryError(f"max_flows must be at least 0; got {query.max_flows}")
+    if query.group_limit < 1:
+        raise InvalidQueryError(f"group_limit must be at least 1; got {query.group_limit}")
     if query.min_score is not None and math.isnan(query.min_score):
         raise InvalidQueryError("min_score must be a number; got nan")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,16 @@ class Ranking:
     def best(self, query: SearchQuery) -> list[tuple[int, float]]:
         """Return place in the shortlist and score of the hits, best first.
 
-        The matched come by falling score, then by image id; the others follow in coarse order, with their cosine.
+        The matched come by falling score, then by image id; the others follow in coarse order, with their cosine. Of
+        a group, only the first are hits.
         """
         scores = self.shortlist.cosines
         order = np.arange(len(scores))
         if self.matches is not None:
             scores = np.concatenate([self.matches.score, scores[self.count :]])
-            order[: self.count] = best_first(self.matches.score, lambda k: self.shortlist.records[k].image_id)
+            order[: self.count] = best_first(self.matches.score, self.shortlist.image_ids.__getitem__)
+        if self.shortlist.groups is not None:
+            order = order[within_groups(self.shortlist.groups[order], query.group_limit)]
         falling = scores[order].tolist()
         chosen = [
             (k, score)
@@ -72,9 +76,30 @@ class Ranking:
     def is_proved(self, best: list[tuple[int, float]], query: SearchQuery) -> bool:
         """Tell whether the hits are proved to be those of matching everything; see SearchAnswer.exact."""
         if second_stage(query) is None:
-            # The shortlist is proved to be the head of the coarse order; see shortlist.propose.
-            return len(self.shortlist.records) >= min(query.top_k, self.shortlist.total)
+            # The shortlist is the head of the coarse order where that is known; see shortlist.propose.
+            return self._is_head(len(best), query)
         return all(k < self.count for k, _ in best) and holds_all([score for _, score in best], query, self.limit)
+
+    def _is_head(self, hits: int, query: SearchQuery) -> bool:
+        outside = self.shortlist.outside
+        if outside == -math.inf:
+            return True
+        # Fewer than asked for are all there are above `min_score`, unless it was groups that left some out.
+        enough = hits == query.top_k or self.shortlist.groups is None
+        return outside < math.inf and (enough or (query.min_score is not None and outside < query.min_score))
+
+
+def within_groups(groups: NDArray[np.int32], limit: int) -> NDArray[np.bool_]:
+    """Return which of the entries with groups int32 [n], best first, are among the first `limit` of theirs; 0: none.
+
+    >>> within_groups(np.array([7, 7, 0, 7, 0, 2], np.int32), 2).tolist()
+    [True, True, True, False, True, True]
+    """
+    kept, seen = np.ones(len(groups), np.bool_), dict[int, int]()
+    for place, group in enumerate(groups.tolist()):
+        seen[group] = seen.get(group, 0) + 1
+        kept[place] = not group or seen[group] <= limit
+    return kept
 
 
 def taken(matches: Matches, rows: NDArray[np.intp]) -> Matches:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from matchflow_index.labels import decode_label, encode_label
 from matchflow_matching.features import CellGrid, FeatureBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
+    from matchflow_index.labels import Labels
     from matchflow_matching.features import Features
 
 # json.dumps would make an encoder for every record that is written.
@@ -49,46 +49,80 @@ class GallerySpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewImage:
-    """An image to put; `width_px` and `height_px` are 0 for ready-made features."""
+    """An image to put; `width_px` and `height_px` are 0 for ready-made features.
+
+    It is gone after `expire_time_s`, seconds since 1970 (None: it stays). With `if_sequence` it is put only where the
+    stored record was written by that change (0: where there is none).
+    """
 
     image_id: str
     content_hash: str
-    labels: Mapping[str, str]
+    labels: Labels
     width_px: int
     height_px: int
     features: Features
     thumbnail: bytes | None = None
+    expire_time_s: float | None = None
+    if_sequence: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownImage:
-    """An image to put whose content the gallery is thought to hold already: only its labels may be new."""
+    """An image to put whose content the gallery is thought to hold already: all else may be new; see NewImage."""
 
     image_id: str
     content_hash: str
-    labels: Mapping[str, str]
+    labels: Labels
+    expire_time_s: float | None = None
+    if_sequence: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
-    """What is known of a stored image besides its features; `update_time_s` is in seconds since 1970."""
+    """What is known of a stored image besides its features; times in seconds since 1970.
+
+    `sequence` is the change that wrote this; from `expire_time_s` on the image counts as gone.
+    """
 
     image_id: str
     row_id: int
     content_hash: str
-    labels: Mapping[str, str]
+    labels: Labels
     width_px: int
     height_px: int
     update_time_s: float
+    sequence: int = 0
+    expire_time_s: float | None = None
 
     def encode(self) -> bytes:
         """Return the record as a JSON array, in the order of its fields."""
-        return compact_json([getattr(self, name) if name != "labels" else dict(self.labels) for name in self.__slots__])
+        labels = {name: encode_label(value) for name, value in self.labels.items()}
+        return compact_json([getattr(self, name) if name != "labels" else labels for name in self.__slots__])
 
     @classmethod
     def decode(cls, data: bytes) -> ImageRecord:
-        """Return the record that `encode` wrote."""
-        return cls(**dict(zip(cls.__slots__, json.loads(data), strict=True)))
+        """Return the record that `encode` wrote; fields that a record from before lacks have their defaults."""
+        image_id, row_id, content_hash, labels, *others = json.loads(data)
+        for name, value in labels.items():
+            if isinstance(value, list):
+                labels[name] = decode_label(value)
+        return cls(
+            image_id=image_id,
+            row_id=row_id,
+            content_hash=content_hash,
+            labels=labels,
+            **dict(zip(cls.__slots__[4:], others, strict=False)),
+        )
+
+    def is_expired(self, now_s: float) -> bool:
+        """Tell whether the image counts as gone at a time."""
+        return self.expire_time_s is not None and self.expire_time_s <= now_s
+
+
+class Unchanged(enum.Enum):
+    """Stands for a value that is to stay as it is."""
+
+    UNCHANGED = enum.auto()
 
 
 class PutOutcome(enum.StrEnum):

@@ -20,25 +20,29 @@ from matchflow_index.shortlist import propose
 from matchflow_matching import match
 
 if TYPE_CHECKING:
+    from matchflow_index.answers import RecordsOf
     from matchflow_index.shelf import Shelf
     from matchflow_index.shortlist import Shortlist
     from matchflow_matching import CellGrid, Matches, MatchSettings
 
 
-def search(shelf: Shelf, query: SearchQuery, grid: CellGrid) -> SearchAnswer:
-    """Answer a query in a gallery of that grid. The features must fit it; raises InvalidQueryError for the rest."""
+def search(shelf: Shelf, query: SearchQuery, grid: CellGrid, records_of: RecordsOf) -> SearchAnswer:
+    """Answer a query in a gallery of that grid; `records_of` looks up what the truth has of the hits.
+
+    The features must fit the gallery; raises InvalidQueryError for the rest.
+    """
     check_query(query)
     ranking = two_stages(shelf, query, grid)
     if query.exhaustive and not ranking.is_proved(ranking.best(query), query):
         ranking = widen(shelf, query, grid, ranking)
-    return answer(ranking, query, grid)
+    return answer(ranking, query, grid, records_of)
 
 
 def two_stages(shelf: Shelf, query: SearchQuery, grid: CellGrid) -> Ranking:
     """Return the shortlist with the first `depth` of it matched, or as many as the deadline lets be."""
     settings = second_stage(query)
     wanted = max(query.top_k, query.depth) if settings else query.top_k
-    shortlist = propose(shelf, query.features.embedding, wanted, query.filter)
+    shortlist = propose(shelf, query, wanted)
     if settings is None:
         return Ranking(
             shortlist=shortlist,
@@ -50,7 +54,7 @@ def two_stages(shelf: Shelf, query: SearchQuery, grid: CellGrid) -> Ranking:
             match_s=0.0,
         )
     start_s = time.perf_counter()
-    depth = min(query.depth, len(shortlist.records))
+    depth = min(query.depth, len(shortlist.image_ids))
     matches = match_first(shortlist, depth, query, settings, grid)
     visited = 0 if matches is None else len(matches.score)
     solved = 0 if matches is None else int(np.count_nonzero(matches.solved))
@@ -76,7 +80,8 @@ def match_first(
 
     By exact solvers, which cost many times their bound, candidates are not solved that can't be among the hits.
     """
-    skips = settings.mode in EXACT_MODES
+    # With groups, an image far down the list may be a hit.
+    skips = settings.mode in EXACT_MODES and query.group_by is None
     # Until one is measured, pairs may take forever.
     matches, start, pair_s = None, 0, math.inf
     while start < depth and not is_late(query):

@@ -1,22 +1,27 @@
 """A gallery as searching sees it: one slot per row, the same slot in the coarse index, the slab and all columns.
 
-A slot is filled once. An image that gets other features gets a new slot and its old one is dead; the dead are skipped,
-and dropped when the caches are next rebuilt. Slots are in ascending order of their row ids.
+A slot is filled once. An image that gets other features gets a new slot and its old one is dead: skipped, made zero
+wherever its features were, and dropped when the shelf is compacted. What an image is called and labelled is in columns
+of a few bytes; its record stays in the truth.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matchflow_index.filters import LabelColumns
+from matchflow_index.columns import LabelColumns
+from matchflow_index.errors import CacheDamagedError
 from matchflow_index.growing import GrowingArray
+from matchflow_index.image_ids import ImageIds
 from matchflow_index.locking import ReadWriteLock
 from matchflow_index.truth import ChangeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -26,58 +31,135 @@ if TYPE_CHECKING:
     from matchflow_index.slab import CellSlab
     from matchflow_index.truth import Change
 
+NEVER = np.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """A change with what the truth has of it now: a PUT without record and row was undone by a later change."""
+
+    change: Change
+    record: ImageRecord | None = None
+    row: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which slots may be answered: those of `allowed` bool [slots] (None: all live ones) but for `without`."""
+
+    allowed: NDArray[np.bool_] | None
+    without: frozenset[int]
+    count: int
+
+
+class Slots:
+    """The columns of all slots."""
+
+    def __init__(self) -> None:
+        self.row_ids = GrowingArray(np.int64)
+        self.sequences = GrowingArray(np.int64)
+        self.live = GrowingArray(np.bool_)
+        self.cell_norms = GrowingArray(np.float32)
+        self.expire_times_s = GrowingArray(np.float64)
+        self.ids = ImageIds()
+        self.labels = LabelColumns()
+
+    def __len__(self) -> int:
+        """Return the number of slots, the dead included."""
+        return len(self.ids)
+
+    def extend(self, records: Sequence[ImageRecord], cell_norms: NDArray[np.float32]) -> None:
+        """Add one live slot for each record."""
+        self.row_ids.extend(np.array([record.row_id for record in records], np.int64))
+        self.sequences.extend(np.array([record.sequence for record in records], np.int64))
+        self.live.extend(np.ones(len(records), np.bool_))
+        self.cell_norms.extend(cell_norms)
+        self.expire_times_s.extend(np.array([_expiry(record) for record in records], np.float64))
+        self.ids.extend([record.image_id for record in records])
+        self.labels.extend([record.labels for record in records])
+
+    def relabel(self, slot: int, record: ImageRecord) -> None:
+        """Take over a record of the same row."""
+        self.sequences.values[slot] = record.sequence
+        self.expire_times_s.values[slot] = _expiry(record)
+        self.labels.replace(slot, record.labels)
+
+    def bury(self, slot: int) -> None:
+        """Let a slot be dead."""
+        self.live.values[slot] = False
+        self.cell_norms.values[slot] = 0
+        self.expire_times_s.values[slot] = NEVER
+        self.labels.replace(slot, {})
+
+    def encode(self) -> dict[str, NDArray[Any]]:
+        """Return arrays that `decode` understands."""
+        return {
+            **{name: getattr(self, name).values for name in _COLUMNS},
+            **self.ids.encode(),
+            "labels": np.frombuffer(self.labels.encode(), np.uint8),
+        }
+
+    @classmethod
+    def decode(cls, arrays: Mapping[str, NDArray[Any]], *, size: int) -> Slots:
+        """Return the columns of `size` slots that `encode` wrote; CacheDamagedError."""
+        slots = cls()
+        for name in _COLUMNS:
+            if name not in arrays or len(arrays[name]) != size:
+                raise CacheDamagedError(f"expected {name} of {size} slots")
+            getattr(slots, name).extend(arrays[name])
+        slots.ids = ImageIds.decode(arrays, size=size)
+        slots.labels = LabelColumns.decode(arrays["labels"].tobytes(), size=size)
+        return slots
+
+    def taken(self, kept: NDArray[np.int64]) -> Slots:
+        """Return the columns of some slots, as slots 0 to n - 1."""
+        slots = Slots()
+        for name in _COLUMNS:
+            getattr(slots, name).extend(getattr(self, name).values[kept])
+        slots.ids = self.ids.taken(kept)
+        slots.labels = self.labels.take(kept)
+        return slots
+
+
+_COLUMNS = ("row_ids", "sequences", "live", "cell_norms", "expire_times_s")
+
+
+def _expiry(record: ImageRecord) -> float:
+    return NEVER if record.expire_time_s is None else record.expire_time_s
+
 
 class Shelf:
     """The state in memory of one gallery.
 
-    Hold `lock.reading()` around every look at it; `apply` takes the other side. One thread at a time may change it.
+    Hold `lock.reading()` around every look at it; what changes it takes the other side. One thread at a time may.
     """
 
-    def __init__(
-        self,
-        *,
-        slab: CellSlab,
-        coarse: CoarseIndex,
-        row_ids: NDArray[np.int64],
-        records: list[ImageRecord | None],
-        sequence: int,
-    ) -> None:
-        """Take over filled slots; `records` has None where a slot is dead."""
+    def __init__(self, *, slab: CellSlab, coarse: CoarseIndex, slots: Slots, sequence: int) -> None:
+        """Take over filled slots, as many in each."""
         self.lock = ReadWriteLock()
         self.slab = slab
         self.coarse = coarse
+        self.slots = slots
         self.sequence = sequence
-        self.records = records
-        self._row_ids = GrowingArray(np.int64)
-        self._row_ids.extend(row_ids)
-        self._live = GrowingArray(np.bool_)
-        self._live.extend(np.array([record is not None for record in records], np.bool_))
-        self._cell_norms = GrowingArray(np.float32)
-        self._cell_norms.extend(np.where(self._live.values, slab.cell_norms(0, slab.size), np.float32(0)))
+        self.count = int(np.count_nonzero(slots.live.values))
         self._longest_cell: float | None = None
-        self._labels = LabelColumns()
-        self._labels.extend([{} if record is None else record.labels for record in records])
-        self._slots = {record.image_id: slot for slot, record in enumerate(records) if record is not None}
+        self._pins = 0
+        self._unerased: list[int] = []
 
     @property
-    def count(self) -> int:
-        """The number of images."""
-        return len(self._slots)
-
-    @property
-    def row_ids(self) -> NDArray[np.int64]:
-        """The row ids of all slots, the dead included."""
-        return self._row_ids.values
+    def size(self) -> int:
+        """The number of slots, the dead included."""
+        return len(self.slots)
 
     @property
     def live_slots(self) -> NDArray[np.int64]:
         """The slots that hold an image, in ascending order."""
-        return np.flatnonzero(self._live.values)
+        return np.flatnonzero(self.slots.live.values)
 
     @property
     def cell_norms(self) -> NDArray[np.float32]:
         """The length of the longest cell of each slot, float32 [slots]; 0 for the dead."""
-        return self._cell_norms.values
+        return self.slots.cell_norms.values
 
     @property
     def longest_cell(self) -> float:
@@ -85,67 +167,114 @@ class Shelf:
         # Two readers may both look for it: they find the same.
         found = self._longest_cell
         if found is None:
-            found = self._longest_cell = float(self._cell_norms.values.max(initial=0))
+            found = self._longest_cell = float(self.cell_norms.max(initial=0))
         return found
 
     def slot(self, image_id: str) -> int | None:
         """Return the slot of an image."""
-        return self._slots.get(image_id)
+        live = self.slots.live.values
+        return next((slot for slot in reversed(self.slots.ids.slots(image_id)) if live[slot]), None)
 
-    def record(self, image_id: str) -> ImageRecord | None:
-        """Return the record of an image."""
-        slot = self._slots.get(image_id)
-        return None if slot is None else self.records[slot]
+    def select(self, image_filter: ImageFilter, now_s: float) -> Selection:
+        """Return which slots may be answered at a time."""
+        without = frozenset(slot for name in image_filter.exclude if (slot := self.slot(name)) is not None)
+        expired = self.slots.expire_times_s.values <= now_s
+        conditions, only = image_filter.conditions, image_filter.any_ids
+        if not conditions and only is None and not expired.any():
+            return Selection(allowed=None, without=without, count=self.count - len(without))
+        if only is None:
+            allowed = self.slots.live.values & ~expired
+        else:
+            allowed = np.zeros(self.size, np.bool_)
+            allowed[[slot for name in only if (slot := self.slot(name)) is not None and not expired[slot]]] = True
+        for condition in conditions:
+            allowed &= self.slots.labels.mask(condition)
+        allowed[list(without)] = False
+        return Selection(allowed=allowed, without=frozenset(), count=int(np.count_nonzero(allowed)))
 
-    def allowed(self, image_filter: ImageFilter) -> NDArray[np.bool_] | None:
-        """Return which slots may be answered, bool [slots]; None when all may."""
-        excluded = [self._slots[image_id] for image_id in image_filter.exclude if image_id in self._slots]
-        if self.count == len(self.records) and not excluded and not image_filter.labels:
-            return None
-        allowed = self._live.values.copy()
-        for condition in image_filter.labels:
-            allowed &= self._labels.mask(condition)
-        allowed[excluded] = False
-        return allowed
+    def expired(self, now_s: float) -> list[str]:
+        """Return the ids of the images that count as gone at a time."""
+        return self.slots.ids.of(np.flatnonzero(self.slots.expire_times_s.values <= now_s))
 
-    def apply(self, updates: Sequence[tuple[Change, ImageRecord | None]]) -> None:
-        """Show searches a committed transaction, all of it at once; the slab already holds the new rows."""
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Keep the features of all slots as they are, those of images that are removed meanwhile included."""
         with self.lock.writing():
-            self._fill([record for change, record in updates if record and change.kind is ChangeKind.PUT])
-            slot = len(self.records) - sum(change.kind is ChangeKind.PUT for change, _ in updates)
-            for change, record in updates:
-                old = self._slots.get(change.image_id)
-                if change.kind is ChangeKind.RELABEL and record and old is not None:
-                    self.records[old] = record
-                    self._labels.replace(old, record.labels)
-                    continue
-                if old is not None:
-                    self._bury(change.image_id, old)
-                if change.kind is ChangeKind.PUT:
-                    self._slots[change.image_id] = slot
-                    slot += 1
-            if updates:
-                self.sequence = updates[-1][0].sequence
+            self._pins += 1
+        try:
+            yield
+        finally:
+            with self.lock.writing():
+                self._pins -= 1
+                self._erase()
 
-    def _fill(self, records: list[ImageRecord]) -> None:
-        if not records:
+    def apply(self, updates: Sequence[Update], sequence: int) -> None:
+        """Show searches all changes up to `sequence` at once; StoreUnavailableError when the slab can't take them.
+
+        A change that the shelf is past already does nothing.
+        """
+        with self.lock.writing():
+            new = self._append([each for each in updates if self._is_new(each)])
+            known = len(self._unerased)
+            for update in updates:
+                self._follow(update, new)
+            if self._unerased[known:]:
+                self.coarse.remove(np.array(self._unerased[known:]))
+            self._erase()
+            self.sequence = max(self.sequence, sequence)
+
+    def _is_new(self, update: Update) -> bool:
+        slot = self.slot(update.change.image_id)
+        return (
+            update.change.kind is ChangeKind.PUT
+            and update.record is not None
+            and update.row is not None
+            and update.record.row_id == update.change.row_id
+            and (slot is None or self.slots.sequences.values[slot] < update.change.sequence)
+        )
+
+    def _append(self, updates: list[Update]) -> dict[int, int]:
+        """Fill slots and return them by row id; until `_follow` they hold no image."""
+        if not updates:
+            return {}
+        start = self.size
+        # First what can fail: slots must mean the same everywhere.
+        self.slab.append([update.row for update in updates if update.row is not None])
+        norms = self.slab.cell_norms(start, self.slab.size)
+        self.coarse.add(self.slab.embeddings(start, self.slab.size))
+        self.slots.extend([update.record for update in updates if update.record is not None], norms)
+        self.slots.live.values[start:] = False
+        return {update.change.row_id: slot for slot, update in enumerate(updates, start)}
+
+    def _follow(self, update: Update, new: Mapping[int, int]) -> None:
+        change, old = update.change, self.slot(update.change.image_id)
+        if old is not None and self.slots.sequences.values[old] >= change.sequence:
             return
-        # First what can fail for want of memory: slots must mean the same everywhere.
-        start, stop = self.slab.size, self.slab.size + len(records)
-        norms = self.slab.cell_norms(start, stop)
-        self.coarse.add(self.slab.embeddings(start, stop))
-        self.slab.publish(len(records))
-        self._cell_norms.extend(norms)
-        self._longest_cell = max(self.longest_cell, float(norms.max()))
-        self._row_ids.extend(np.array([record.row_id for record in records], np.int64))
-        self._live.extend(np.ones(len(records), np.bool_))
-        self._labels.extend([record.labels for record in records])
-        self.records.extend(records)
+        if change.kind is ChangeKind.RELABEL:
+            if old is not None and update.record and update.record.row_id == self.slots.row_ids.values[old]:
+                self.slots.relabel(old, update.record)
+            return
+        if old is not None:
+            self._bury(old)
+        slot = new.get(change.row_id)
+        if change.kind is ChangeKind.PUT and slot is not None:
+            self.slots.live.values[slot] = True
+            self.count += 1
+            self._longest_cell = max(self.longest_cell, float(self.cell_norms[slot]))
 
-    def _bury(self, image_id: str, slot: int) -> None:
-        del self._slots[image_id]
-        self._live.values[slot] = False
-        if self._cell_norms.values[slot] == self._longest_cell:
+    def _bury(self, slot: int) -> None:
+        if self.cell_norms[slot] == self._longest_cell:
             self._longest_cell = None
-        self._cell_norms.values[slot] = 0
-        self.records[slot] = None
+        self.slots.bury(slot)
+        self.count -= 1
+        self._unerased.append(slot)
+
+    def _erase(self) -> None:
+        if self._unerased and not self._pins:
+            self.slab.erase(np.array(self._unerased))
+            self._unerased = []
+
+    @property
+    def is_erased(self) -> bool:
+        """Whether the features of all dead slots are gone from the slab."""
+        return not self._unerased
