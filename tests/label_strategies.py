@@ -51,7 +51,7 @@ conditions = st.builds(
 image_ids = st.sampled_from(["a", "b", "c", "d"])
 filters = st.builds(
     ImageFilter,
-    labels=st.lists(conditions, max_size=3).map(tuple),
+    conditions=st.lists(conditions, max_size=3).map(tuple),
     any_ids=st.none() | st.frozensets(image_ids),
     exclude=st.frozensets(image_ids),
 )

@@ -18,7 +18,7 @@ __all__ = ["ImageFilter", "LabelColumns", "LabelCondition", "LabelRange"]
 class ImageFilter:
     """Every condition must hold; the image id must be one of `any_ids`, if given, and not one of `exclude`."""
 
-    labels: tuple[LabelCondition, ...] = ()
+    conditions: tuple[LabelCondition, ...] = ()
     any_ids: frozenset[str] | None = None
     exclude: frozenset[str] = field(default_factory=frozenset)
 
@@ -27,5 +27,5 @@ class ImageFilter:
         return (
             record.image_id not in self.exclude
             and (self.any_ids is None or record.image_id in self.any_ids)
-            and all(condition.accepts(record.labels) for condition in self.labels)
+            and all(condition.accepts(record.labels) for condition in self.conditions)
         )

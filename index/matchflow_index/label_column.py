@@ -131,7 +131,7 @@ class LabelColumn:
             return np.asarray(among, np.bool_)
         if self.kind is LabelKind.TEXT:
             table = np.zeros(len(self.texts) + 1, np.bool_)
-            table[chosen] = True
+            table[np.array(chosen, np.int32)] = True
             return np.asarray(table[entries], np.bool_)
         wanted = np.array(chosen, entries.dtype)
         nearest = np.minimum(np.searchsorted(wanted, entries), len(wanted) - 1)

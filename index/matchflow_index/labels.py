@@ -61,3 +61,18 @@ def decode_label(value: str | float | list[int]) -> LabelValue:
     datetime.datetime(1970, 1, 2, 0, 0, tzinfo=datetime.timezone.utc)
     """
     return EPOCH + value[0] * _MICROSECOND if isinstance(value, list) else value
+
+
+def as_text(value: LabelValue) -> str:
+    """Return a value as a text that names it, for what tells classes apart: equal values of a kind have equal texts.
+
+    >>> as_text("cat"), as_text(3.0), as_text(0.1), as_text(EPOCH)
+    ('cat', '3', '0.1', '1970-01-01T00:00:00+00:00')
+    """
+    match value:
+        case str():
+            return value
+        case datetime():
+            return value.astimezone(UTC).isoformat()
+        case _:
+            return str(int(value)) if value == int(value) else repr(value)

@@ -18,6 +18,7 @@ from matchflow.client import Client
 from matchflow.errors import (
     BundleMismatchError,
     DeadlineExceededError,
+    EtagMismatchError,
     FeaturesInvalidError,
     FileUnreadableError,
     GalleryExistsError,
@@ -31,13 +32,16 @@ from matchflow.errors import (
     ModelNotFoundError,
     NotFoundError,
     OverloadedError,
+    SequenceNotReachedError,
     ServerUnreachableError,
     ShuttingDownError,
     StoreUnavailableError,
     ThumbnailMissingError,
     UnexpectedStatusError,
 )
+from matchflow.filtering import AllOf, Between, LabelConditions, Not, Present
 from matchflow.ingest import IngestFailure, IngestItem, IngestOutcome, IngestResult, IngestSummary
+from matchflow.labels import Labels, LabelValue
 from matchflow.matches import (
     AsyncHit,
     Certificate,
@@ -64,8 +68,10 @@ from matchflow.values import (
 )
 
 __all__ = [
+    "AllOf",
     "AsyncClient",
     "AsyncHit",
+    "Between",
     "Box",
     "BundleMismatchError",
     "CellGrid",
@@ -74,6 +80,7 @@ __all__ = [
     "Comparison",
     "DeadlineExceededError",
     "DeletedImages",
+    "EtagMismatchError",
     "Explanation",
     "Features",
     "FeaturesInvalidError",
@@ -96,17 +103,23 @@ __all__ = [
     "IngestSummary",
     "InternalServerError",
     "InvalidFieldError",
+    "LabelConditions",
+    "LabelValue",
+    "Labels",
     "Marginals",
     "MatchScore",
     "MatchflowError",
     "Model",
     "ModelNotFoundError",
+    "Not",
     "NotFoundError",
     "OverloadedError",
+    "Present",
     "RerankMode",
     "RerankSettings",
     "RerankState",
     "SearchResult",
+    "SequenceNotReachedError",
     "ServerUnreachableError",
     "ShuttingDownError",
     "StageTimings",

@@ -9,13 +9,15 @@ from google.protobuf import empty_pb2, field_mask_pb2, wrappers_pb2
 
 from matchflow import replies, values
 from matchflow.call import Call, Page
+from matchflow.labels import labels_message, set_expiry
 from matchflow.sources import MAX_MESSAGE_BYTES, ImageFile, QuerySource, query_message, read_image
-from matchflow.v1 import gallery_pb2, model_pb2, search_pb2, types_pb2
+from matchflow.v1 import gallery_pb2, model_pb2, search_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from matchflow.errors import MatchflowError
+    from matchflow.labels import Expiry, Labels
     from matchflow.matches import Comparison, Explanation
     from matchflow.v1 import matching_pb2
 
@@ -117,26 +119,40 @@ def list_images(gallery: str, token: str) -> Call[Page[values.Image]]:
     )
 
 
-def update_labels(image: values.ImageRef, labels: Mapping[str, str]) -> Call[values.Image]:
-    """Describe GalleryService.UpdateImage."""
-    content = gallery_pb2.Image(name=image.name, labels=types_pb2.Labels(values=labels))
-    mask = field_mask_pb2.FieldMask(paths=["labels"])
+def update_labels(image: values.ImageRef, labels: Labels, *, etag: str) -> Call[values.Image]:
+    """Describe the GalleryService.UpdateImage that replaces labels; InvalidFieldError as `labels_message`."""
+    return _update(gallery_pb2.Image(name=image.name, labels=labels_message(labels), etag=etag), "labels")
+
+
+def set_expire_time(image: values.ImageRef, expire_time: Expiry | None, *, etag: str) -> Call[values.Image]:
+    """Describe the GalleryService.UpdateImage that says when an image is gone; InvalidFieldError as `set_expiry`."""
+    content = gallery_pb2.Image(name=image.name, etag=etag)
+    set_expiry(content, expire_time)
+    return _update(content, "expire_time")
+
+
+def _update(content: gallery_pb2.Image, path: str) -> Call[values.Image]:
     return Call(
         path=f"{GALLERY_SERVICE}UpdateImage",
-        request=gallery_pb2.UpdateImageRequest(image=content, update_mask=mask),
+        request=gallery_pb2.UpdateImageRequest(image=content, update_mask=field_mask_pb2.FieldMask(paths=[path])),
         reply_type=gallery_pb2.Image,
         convert=replies.image,
     )
 
 
-def delete_images(gallery: str, image_ids: Iterable[str]) -> Iterator[Call[values.DeletedImages]]:
+def delete_images(
+    gallery: str, image_ids: Iterable[str], etags: Mapping[str, str] | None
+) -> Iterator[Call[values.DeletedImages]]:
     """Describe as many GalleryService.DeleteImages as the ids need."""
     ids = iter(image_ids)
     while chunk := list(itertools.islice(ids, DELETIONS_PER_CALL)):
-        names = [values.ImageRef(gallery, image_id).name for image_id in chunk]
+        names = {image_id: values.ImageRef(gallery, image_id).name for image_id in chunk}
+        current = {names[image_id]: etag for image_id, etag in (etags or {}).items() if image_id in names}
         yield Call(
             path=f"{GALLERY_SERVICE}DeleteImages",
-            request=gallery_pb2.DeleteImagesRequest(parent=gallery_name(gallery), names=names),
+            request=gallery_pb2.DeleteImagesRequest(
+                parent=gallery_name(gallery), names=[names[image_id] for image_id in chunk], etags=current
+            ),
             reply_type=gallery_pb2.DeleteImagesResponse,
             convert=replies.deleted,
         )
@@ -159,6 +175,9 @@ def search_request(
     min_score: float | None,
     include_query_image: bool,
     exhaustive: bool,
+    group_by: str,
+    group_limit: int | None,
+    at_least_sequence: int,
 ) -> search_pb2.SearchRequest:
     """Return the question; errors as read_image."""
     return search_pb2.SearchRequest(
@@ -171,6 +190,9 @@ def search_request(
         min_score=min_score,
         include_query_image=include_query_image,
         exhaustive=exhaustive,
+        group_by=group_by,
+        group_limit=group_limit,
+        at_least_sequence=at_least_sequence,
     )
 
 

@@ -9,6 +9,7 @@ import grpc
 from matchflow import calls, ranking, replies
 from matchflow.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, open_channel
 from matchflow.errors import from_rpc_error
+from matchflow.filtering import search_filter
 from matchflow.ingest import MAX_ITEMS_IN_FLIGHT, IngestLedger
 from matchflow.ingest_stream import IngestStream
 
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
     from matchflow.call import Call, Page
     from matchflow.errors import MatchflowError
+    from matchflow.filtering import LabelConditions
     from matchflow.ingest import IngestItem, IngestSummary, OnResult
+    from matchflow.labels import Expiry, Labels
     from matchflow.matches import Comparison, Explanation, Hit, SearchResult
     from matchflow.matching import RerankMode, Tuning
-    from matchflow.ranking import LabelConditions
     from matchflow.sources import ImageFile, QuerySource
     from matchflow.values import (
         DeletedImages,
@@ -98,13 +100,22 @@ class Client:
         """Give every image of a gallery in the order of ids, page by page."""
         return self._pages(lambda token: calls.list_images(gallery, token))
 
-    def update_labels(self, image: ImageRef, labels: Mapping[str, str]) -> Image:
-        """Replace the labels of a stored image."""
-        return self._run(calls.update_labels(image, labels))
+    def update_labels(self, image: ImageRef, labels: Labels, *, etag: str = "") -> Image:
+        """Replace the labels of a stored image; with an `etag` only where that is still the image's."""
+        return self._run(calls.update_labels(image, labels, etag=etag))
 
-    def delete_images(self, gallery: str, image_ids: Iterable[str]) -> DeletedImages:
-        """Delete images; ids that are not there are counted, not an error."""
-        return calls.add_deletions(map(self._run, calls.delete_images(gallery, image_ids)))
+    def set_expire_time(self, image: ImageRef, expire_time: Expiry | None, *, etag: str = "") -> Image:
+        """Say when a stored image is gone of itself, or in how long; None: it stays. `etag` as in update_labels."""
+        return self._run(calls.set_expire_time(image, expire_time, etag=etag))
+
+    def delete_images(
+        self, gallery: str, image_ids: Iterable[str], *, etags: Mapping[str, str] | None = None
+    ) -> DeletedImages:
+        """Delete images; ids that are not there are counted, not an error.
+
+        etags: by image id; one that is no longer the image's ends the deletion, which goes by 1,000 ids at a time.
+        """
+        return calls.add_deletions(map(self._run, calls.delete_images(gallery, image_ids, etags)))
 
     def ingest(
         self,
@@ -135,19 +146,27 @@ class Client:
         max_flows: int = 8,
         where: LabelConditions | None = None,
         where_not: LabelConditions | None = None,
+        images: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
+        exclude_same: Iterable[str] = (),
+        group_by: str = "",
+        group_limit: int | None = None,
         min_score: float | None = None,
         include_query_image: bool = False,
         exhaustive: bool = False,
+        at_least_sequence: int = 0,
         timeout_s: float | None = None,
     ) -> SearchResult[Hit]:
         """Find the images of a gallery that match best.
 
         query: a file's path, encoded bytes, an ImageRef of a stored image, or Features. depth: coarse candidates that
-        are re-ranked. where: labels that a hit must have, {"designer": "noto"} or {"designer": ["noto", "fluent"]};
-        where_not: must not have. exclude: image ids that are never returned. A stored query image is no hit of its own
-        unless asked for. When the deadline comes early, the answer says so in `rerank`. exhaustive: match beyond
-        `depth` until the answer is proved to be that of matching everything, and says so in `exact`.
+        are re-ranked. where: what must hold of a hit's labels, {"designer": "noto"}, {"designer": ["noto", "fluent"]},
+        {"age": Between(gte=18)}, {"camera": Not("c1")}; where_not: what must not. images: the only ids that may be
+        hits; exclude: ids that never are. exclude_same: labels in which a hit must differ from the stored query image.
+        group_by: at most `group_limit` hits (1 unless given) for each value of this label. A stored query image is no
+        hit of its own unless asked for. at_least_sequence: answer from a state that has this change. When the deadline
+        comes early, the answer says so in `rerank`. exhaustive: match beyond `depth` until the answer is proved to be
+        that of matching everything, and says so in `exact`.
 
         Without a `mode` the gallery's default one scores, and what `tuning` leaves out is as there; the answer's
         `rerank_settings` say how it was scored.
@@ -158,10 +177,20 @@ class Client:
             top_k=top_k,
             rerank=ranking.rerank(mode, tuning, depth=depth),
             max_flows=max_flows,
-            filter_=ranking.label_filter(gallery, where, where_not, exclude),
+            filter_=search_filter(
+                gallery,
+                where=where,
+                where_not=where_not,
+                images=images,
+                exclude=exclude,
+                exclude_same=exclude_same,
+            ),
             min_score=min_score,
             include_query_image=include_query_image,
             exhaustive=exhaustive,
+            group_by=group_by,
+            group_limit=group_limit,
+            at_least_sequence=at_least_sequence,
         )
 
         reply = self._run(calls.search(request), timeout_s)

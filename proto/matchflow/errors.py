@@ -15,6 +15,8 @@ MatchflowError                 .reason .message .metadata .code .acknowledged
 ├── OverloadedError            .retry_after_s says when to come back
 ├── ShuttingDownError          the server is stopping
 ├── StoreUnavailableError      the server can't write its store
+├── EtagMismatchError          the image was changed by somebody else meanwhile; metadata holds both etags
+├── SequenceNotReachedError    the server has not seen that change yet; asking again may help
 ├── InternalServerError        a fault of the server, logged there
 ├── DeadlineExceededError      no answer within the time given
 ├── ServerUnreachableError     no server answers at the target, or the connection broke
@@ -160,6 +162,18 @@ class StoreUnavailableError(MatchflowError):
     reason = "STORE_UNAVAILABLE"
 
 
+class EtagMismatchError(MatchflowError):
+    """The image was changed by somebody else since that etag was read; `metadata` holds both etags."""
+
+    reason = "ETAG_MISMATCH"
+
+
+class SequenceNotReachedError(MatchflowError):
+    """The server has not seen the change yet that an answer should have; asking again may help."""
+
+    reason = "SEQUENCE_NOT_REACHED"
+
+
 class InternalServerError(MatchflowError):
     """A fault of the server, logged there."""
 
@@ -212,6 +226,8 @@ BY_REASON: dict[str, type[MatchflowError]] = {
         InternalServerError,
         DeadlineExceededError,
         StoreUnavailableError,
+        EtagMismatchError,
+        SequenceNotReachedError,
     )
 }
 # What a status means that carries no ErrorInfo: gRPC itself made it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -14,8 +14,9 @@ from matchflow.errors import (
     UnexpectedStatusError,
     from_status,
 )
+from matchflow.labels import Expiry, Labels, labels_message, set_expiry
 from matchflow.sources import ImageFile, features_message, read_image
-from matchflow.v1 import ingest_pb2, types_pb2
+from matchflow.v1 import ingest_pb2
 from matchflow.values import Features, ImageRef
 
 INGEST_IMAGES = "/matchflow.v1.IngestService/IngestImages"
@@ -28,11 +29,19 @@ MAX_BYTES_IN_FLIGHT = 128 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestItem:
-    """An image to put in: the path of a file (read only when its turn comes), encoded bytes, or features."""
+    """An image to put in: the path of a file (read only when its turn comes), encoded bytes, or features.
+
+    labels: texts, finite numbers, and times with a zone. expire_time: when the image is gone of itself, or how long
+    after it arrives; None: it stays. etag: put only where the stored image still has it; must_be_new: only where there
+    is none of that id.
+    """
 
     id: str
     image: ImageFile | Features
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Labels = field(default_factory=dict)
+    expire_time: Expiry | None = None
+    etag: str = ""
+    must_be_new: bool = False
 
 
 class IngestOutcome(enum.StrEnum):
@@ -40,9 +49,9 @@ class IngestOutcome(enum.StrEnum):
 
     CREATED = "created"
     UPDATED = "updated"
-    """There was an image of that id with other content or labels."""
+    """There was an image of that id with other content, labels or end."""
     UNCHANGED = "unchanged"
-    """Same content and labels: nothing was computed or written."""
+    """Same content, labels and end: nothing was computed or written."""
     FAILED = "failed"
 
 
@@ -103,10 +112,15 @@ def ingest_request(gallery: str, item_id: int, item: IngestItem) -> ingest_pb2.I
     """Return the message for one item, its file read now; raises MatchflowError for an item that can't be sent."""
     try:
         request = ingest_pb2.IngestImagesRequest(
-            name=ImageRef(gallery, item.id).name, labels=types_pb2.Labels(values=item.labels), item_id=item_id
+            name=ImageRef(gallery, item.id).name,
+            labels=labels_message(item.labels),
+            item_id=item_id,
+            etag=item.etag,
+            must_be_new=item.must_be_new,
         )
-    except (TypeError, ValueError) as error:  # labels that are no text, names that are no Unicode
-        raise InvalidFieldError(f"item {item.id!r}: id and labels must be Unicode text: {error}") from error
+        set_expiry(request, item.expire_time)
+    except (TypeError, ValueError) as error:  # names that are no Unicode
+        raise InvalidFieldError(f"item {item.id!r}: its id must be Unicode text: {error}") from error
     if isinstance(item.image, Features):
         request.features.CopyFrom(features_message(item.image))
     else:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from matchflow.labels import Labels
     from matchflow.matching import RerankSettings
     from matchflow.values import Box, CellGrid, Image
 
@@ -122,7 +123,7 @@ class ScoredImage(MatchScore):
         return self.image.id
 
     @property
-    def labels(self) -> Mapping[str, str]:
+    def labels(self) -> Labels:
         """The image's labels."""
         return self.image.labels
 

@@ -1,18 +1,12 @@
-"""How pairs are scored and which images may be hits: the options of a search as messages, and settings read back."""
+"""How pairs are scored: the options as messages, and settings read back."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from matchflow.matching import Marginals, RerankMode, RerankSettings, Tuning
-from matchflow.v1 import matching_pb2, search_pb2
-from matchflow.values import ImageRef
-
-LabelConditions: TypeAlias = Mapping[str, str | Iterable[str]]
-"""Label name -> the value, or the values of which one must hold."""
-
+from matchflow.v1 import matching_pb2
 
 MODES = {matching_pb2.RerankMode.Value(f"RERANK_MODE_{mode.name}"): mode for mode in RerankMode}
 MARGINALS = {matching_pb2.Marginals.Value(f"MARGINALS_{marginals.name}"): marginals for marginals in Marginals}
@@ -64,22 +58,3 @@ def written(value: float) -> float:
     """
     candidates = (float(f"{value:.{digits}g}") for digits in range(1, FLOAT32_DIGITS + 1))
     return next((short for short in candidates if ctypes.c_float(short).value == value), value)
-
-
-def label_filter(
-    gallery: str,
-    where: LabelConditions | None,
-    where_not: LabelConditions | None,
-    exclude: Iterable[str],
-) -> search_pb2.Filter:
-    """Return the filter: labels that must hold, labels that must not, and ids that are never returned."""
-    return search_pb2.Filter(
-        labels=[*_conditions(where, negated=False), *_conditions(where_not, negated=True)],
-        exclude_images=[ImageRef(gallery, image_id).name for image_id in exclude],
-    )
-
-
-def _conditions(conditions: LabelConditions | None, *, negated: bool) -> Iterator[search_pb2.LabelCondition]:
-    for name, allowed in (conditions or {}).items():
-        any_of = [allowed] if isinstance(allowed, str) else list(allowed)
-        yield search_pb2.LabelCondition(field=name, any_of=any_of, negated=negated)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from matchflow import ranking, values
 from matchflow.errors import MatchflowError, from_status
+from matchflow.labels import labels_of
 from matchflow.matches import (
     AsyncHit,
     Certificate,
@@ -59,12 +60,14 @@ def image(message: gallery_pb2.Image) -> values.Image:
     """Return the stored image."""
     return values.Image(
         ref=values.ImageRef.parse(message.name),
-        labels=dict(message.labels.values),
+        labels=labels_of(message.labels),
         row_id=message.row_id,
         content_hash=message.content_hash,
         width_px=message.width_px,
         height_px=message.height_px,
         update_time=_time(message.update_time),
+        expire_time=_time(message.expire_time) if message.HasField("expire_time") else None,
+        etag=message.etag,
     )
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
 
+    from matchflow.labels import Labels
     from matchflow.matching import RerankSettings
 
 GALLERIES = "galleries/"
@@ -96,15 +96,20 @@ class Gallery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A stored image. Width and height are upright, in pixels; 0 for one that came as features."""
+    """A stored image. Width and height are upright, in pixels; 0 for one that came as features.
+
+    expire_time: when it is gone of itself; None: it stays. etag: changes with whatever changes about the image.
+    """
 
     ref: ImageRef
-    labels: Mapping[str, str]
+    labels: Labels
     row_id: int
     content_hash: str
     width_px: int
     height_px: int
     update_time: datetime
+    expire_time: datetime | None = None
+    etag: str = ""
 
     @property
     def id(self) -> str:

@@ -173,7 +173,7 @@ def parse_filter(message: search_pb2.Filter, gallery_id: str, *, also_excluded: 
     if also_excluded is not None:
         excluded.add(also_excluded)
     return ImageFilter(
-        labels=tuple(_condition(label, f"filter.labels[{i}]") for i, label in enumerate(message.labels)),
+        conditions=tuple(_condition(label, f"filter.labels[{i}]") for i, label in enumerate(message.labels)),
         exclude=frozenset(excluded),
     )
 

@@ -201,6 +201,55 @@ def test_labels_are_replaced_under_a_mask(client: Any, counterpart: Counterpart)
     assert list(counterpart.requests[0].update_mask.paths) == ["labels"]
 
 
+def test_labels_of_every_kind_go_there_and_come_back(client: Any, counterpart: Counterpart) -> None:
+    labels = {"camera": "c1", "age": 31.5, "count": 3, "taken": dt.datetime(2026, 1, 1, 9, tzinfo=dt.UTC)}
+
+    def echo(request: gallery_pb2.UpdateImageRequest) -> gallery_pb2.Image:
+        image = stored_image("cat")
+        image.labels.CopyFrom(request.image.labels)
+        image.etag = '"8"'
+        return image
+
+    counterpart.answers["UpdateImage"] = echo
+    changed = client.update_labels(CAT, labels, etag='"7"')
+    assert changed.labels == labels
+    assert changed.etag == '"8"'
+    (request,) = counterpart.requests
+    assert request.image.etag == '"7"'
+    assert dict(request.image.labels.numbers) == {"age": 31.5, "count": 3.0}
+
+
+def test_an_image_can_be_told_when_to_go(client: Any, counterpart: Counterpart) -> None:
+    def echo(request: gallery_pb2.UpdateImageRequest) -> gallery_pb2.Image:
+        image = stored_image("cat")
+        if request.image.HasField("expire_time"):
+            image.expire_time.CopyFrom(request.image.expire_time)
+        return image
+
+    counterpart.answers["UpdateImage"] = echo
+    when = dt.datetime(2027, 3, 1, 12, 0, 0, 250_000, tzinfo=dt.timezone(dt.timedelta(hours=2)))
+    assert client.set_expire_time(CAT, when, etag='"7"').expire_time == when
+    assert client.set_expire_time(CAT, dt.timedelta(days=30)).expire_time is None
+    assert client.set_expire_time(CAT, None).expire_time is None
+    first, second, third = counterpart.requests
+    assert all(list(request.update_mask.paths) == ["expire_time"] for request in counterpart.requests)
+    assert first.image.etag == '"7"'
+    assert second.image.ttl.ToTimedelta() == dt.timedelta(days=30)
+    assert third.image.WhichOneof("expiration") is None
+
+
+def test_etags_go_with_the_images_that_they_are_of(client: Any, counterpart: Counterpart) -> None:
+    counterpart.answers["DeleteImages"] = lambda request: gallery_pb2.DeleteImagesResponse(
+        deleted_count=len(request.names)
+    )
+    ids = [f"image-{i}" for i in range(1001)]
+    client.delete_images("demo", ids, etags={"image-3": '"9"', "image-1000": '"1"', "nobody": '"2"'})
+    assert [dict(request.etags) for request in counterpart.requests] == [
+        {"galleries/demo/images/image-3": '"9"'},
+        {"galleries/demo/images/image-1000": '"1"'},
+    ]
+
+
 def test_many_deletions_take_several_calls_and_are_counted_together(client: Any, counterpart: Counterpart) -> None:
     counterpart.answers["DeleteImages"] = lambda request: gallery_pb2.DeleteImagesResponse(
         deleted_count=len(request.names) - 1, missing_count=1
@@ -254,10 +303,15 @@ def test_a_search_sends_every_option(client: Any, counterpart: Counterpart, tmp_
         max_flows=3,
         where={"designer": "noto", "class": ["a", "b"]},
         where_not={"broken": {"yes"}},
+        images=["cat", "cow"],
         exclude=["dog"],
+        exclude_same=["camera"],
+        group_by="subject",
+        group_limit=2,
         min_score=0.125,
         include_query_image=True,
         exhaustive=True,
+        at_least_sequence=17,
     )
     condition = search_pb2.LabelCondition
     assert counterpart.requests == [
@@ -271,6 +325,8 @@ def test_a_search_sends_every_option(client: Any, counterpart: Counterpart, tmp_
                     condition(field="broken", any_of=["yes"], negated=True),
                 ],
                 exclude_images=["galleries/demo/images/dog"],
+                images=["galleries/demo/images/cat", "galleries/demo/images/cow"],
+                exclude_same=["camera"],
             ),
             top_k=5,
             rerank=search_pb2.Rerank(
@@ -288,6 +344,9 @@ def test_a_search_sends_every_option(client: Any, counterpart: Counterpart, tmp_
             min_score=0.125,
             include_query_image=True,
             exhaustive=True,
+            group_by="subject",
+            group_limit=2,
+            at_least_sequence=17,
         )
     ]
 
@@ -298,6 +357,8 @@ def test_a_plain_search_leaves_the_tuning_to_the_server(client: Any, counterpart
     (request,) = counterpart.requests
     assert request.rerank == search_pb2.Rerank()
     assert not request.HasField("min_score")
+    assert not request.HasField("group_limit")
+    assert request.filter == search_pb2.Filter()
     assert request.query.image == CAT.name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import subprocess
 import sys
 import threading
@@ -113,7 +114,7 @@ def test_a_bad_item_is_a_failure_and_stops_nothing(client: Any, tmp_path: Path) 
         item("bad", b"bad"),
         item("gone", tmp_path / "gone.png"),
         item("folder", tmp_path),
-        item("number", b"pixels", size=3),  # type: ignore[arg-type]
+        item("truth", b"pixels", size=True),  # type: ignore[arg-type]
         item("lone \udc80 surrogate"),
         item("good", good),
     ]
@@ -124,9 +125,29 @@ def test_a_bad_item_is_a_failure_and_stops_nothing(client: Any, tmp_path: Path) 
         "bad": errors.ImageUnreadableError,
         "gone": errors.FileUnreadableError,
         "folder": errors.FileUnreadableError,
-        "number": errors.InvalidFieldError,
+        "truth": errors.InvalidFieldError,
         "lone \udc80 surrogate": errors.InvalidFieldError,
     }
+
+
+def test_an_item_says_when_it_goes_and_on_what_condition_it_is_put() -> None:
+    when = dt.datetime(2027, 1, 1, tzinfo=dt.UTC)
+    request = ingest_request("demo", 1, IngestItem(id="cat", image=b"x", expire_time=when, etag='"3"'))
+    assert request.expire_time.ToDatetime(tzinfo=dt.UTC) == when
+    assert (request.etag, request.must_be_new) == ('"3"', False)
+    other = ingest_request(
+        "demo", 2, IngestItem(id="cat", image=b"x", expire_time=dt.timedelta(hours=1), must_be_new=True)
+    )
+    assert other.ttl.seconds == 3600
+    assert other.must_be_new
+    assert ingest_request("demo", 3, IngestItem(id="cat", image=b"x")).WhichOneof("expiration") is None
+
+
+def test_an_end_without_a_zone_is_refused_by_name() -> None:
+    when = dt.datetime(2027, 1, 1)  # noqa: DTZ001 - the point
+    with pytest.raises(errors.InvalidFieldError, match="expire_time: expected a time with its zone") as refused:
+        ingest_request("demo", 1, IngestItem(id="cat", image=b"x", expire_time=when))
+    assert list(refused.value.fields) == ["expire_time"]
 
 
 def test_every_result_is_reported_on_the_callers_thread(client: Any, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 Plant = Callable[[pytest.MonkeyPatch, float], None]
 MODES = [mode for mode in MatchMode if mode is not MatchMode.COSINE]
-ODD = ImageFilter(labels=(LabelCondition(field="parity", any_of=frozenset({"odd"})),))
+ODD = ImageFilter(conditions=(LabelCondition(field="parity", any_of=frozenset({"odd"})),))
 
 
 def shown(answer: SearchAnswer) -> list[tuple[str, float]]:

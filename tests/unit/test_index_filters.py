@@ -23,7 +23,7 @@ def record(image_id: str, labels: dict[str, LabelValue]) -> ImageRecord:
 
 def test_a_filter_wants_every_condition_and_no_excluded_image() -> None:
     image_filter = ImageFilter(
-        labels=(
+        conditions=(
             LabelCondition(field="designer", any_of=frozenset({"noto", "fluent"})),
             LabelCondition(field="class", any_of=frozenset({"cat"}), negated=True),
         ),
@@ -107,7 +107,7 @@ def test_a_filter_is_all_of_its_parts(image_filter: ImageFilter, image_id: str, 
     expected = (
         (image_filter.any_ids is None or image_id in image_filter.any_ids)
         and image_id not in image_filter.exclude
-        and all(ImageFilter(labels=(one,)).accepts(record("z", each)) for one in image_filter.labels)
+        and all(ImageFilter(conditions=(one,)).accepts(record("z", each)) for one in image_filter.conditions)
     )
     assert image_filter.accepts(record(image_id, each)) == expected
 

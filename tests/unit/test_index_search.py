@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from matchflow_matching import Features
 
-ODD = ImageFilter(labels=(LabelCondition(field="parity", any_of=frozenset({"odd"})),))
+ODD = ImageFilter(conditions=(LabelCondition(field="parity", any_of=frozenset({"odd"})),))
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_an_empty_gallery_gives_an_empty_complete_answer(tmp_path: Path, query: 
 
 
 def test_a_filter_that_nothing_passes_gives_an_empty_answer(gallery: Gallery, query: Features) -> None:
-    nothing = ImageFilter(labels=(LabelCondition(field="unknown", any_of=frozenset({"x"})),))
+    nothing = ImageFilter(conditions=(LabelCondition(field="unknown", any_of=frozenset({"x"})),))
     assert gallery.search(SearchQuery(features=query, filter=nothing)).hits == []
 
 

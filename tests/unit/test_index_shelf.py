@@ -106,7 +106,7 @@ def test_labels_and_exclusions_narrow_what_is_allowed(shelf: Shelf) -> None:
     put(shelf, "a", "b", colour="red")
     put(shelf, "c", colour="blue")
     red = LabelCondition(field="colour", any_of=frozenset({"red"}))
-    allowed = shelf.allowed(ImageFilter(labels=(red,), exclude=frozenset({"b", "c"})))
+    allowed = shelf.allowed(ImageFilter(conditions=(red,), exclude=frozenset({"b", "c"})))
     assert allowed is not None
     assert allowed.tolist() == [True, False, False]
 

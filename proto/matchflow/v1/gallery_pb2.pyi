@@ -5,6 +5,7 @@ Galleries and the images in them."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -97,6 +98,9 @@ class Image(_message.Message):
     WIDTH_PX_FIELD_NUMBER: _builtins.int
     HEIGHT_PX_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"galleries/{gallery}/images/{image}"; the id has 1-256 characters: no '/', no control characters."""
     row_id: _builtins.int
@@ -106,11 +110,19 @@ class Image(_message.Message):
     width_px: _builtins.int
     """Output only: upright size in pixels of what was ingested; 0 for ready-made features."""
     height_px: _builtins.int
+    etag: _builtins.str
+    """Changes with whatever changes about the image. Sent in UpdateImage, the change is made only where it is still this."""
     @_builtins.property
     def labels(self) -> _types_pb2.Labels: ...
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """Input only: so long after the request arrives."""
 
     def __init__(
         self,
@@ -122,12 +134,17 @@ class Image(_message.Message):
         width_px: _builtins.int = ...,
         height_px: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expiration", b"expiration", "expire_time", b"expire_time", "labels", b"labels", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_hash", b"content_hash", "height_px", b"height_px", "labels", b"labels", "name", b"name", "row_id", b"row_id", "update_time", b"update_time", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_hash", b"content_hash", "etag", b"etag", "expiration", b"expiration", "expire_time", b"expire_time", "height_px", b"height_px", "labels", b"labels", "name", b"name", "row_id", b"row_id", "ttl", b"ttl", "update_time", b"update_time", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_expiration: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
+    _WhichOneofArgType_expiration: _TypeAlias = _typing.Literal["expiration", b"expiration"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_expiration) -> _WhichOneofReturnType_expiration | None: ...
 
 Global___Image: _TypeAlias = Image  # noqa: Y015
 
@@ -346,11 +363,13 @@ class UpdateImageRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def image(self) -> Global___Image:
-        """`name` says which; only `labels` can change."""
+        """`name` says which; only `labels` and `expire_time` (or `ttl`) can change, and `etag` makes it conditional."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """"labels" replaces them all. Empty means the same."""
+        """"labels" replaces them all; "expire_time" or "ttl" replaces when the image expires, never where neither is given.
+        Empty means "labels", and "expire_time" too where one of the two is given.
+        """
 
     def __init__(
         self,
@@ -370,23 +389,49 @@ Global___UpdateImageRequest: _TypeAlias = UpdateImageRequest  # noqa: Y015
 class DeleteImagesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class EtagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PARENT_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
+    ETAGS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"galleries/{gallery}"."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Full image names, at most 1,000."""
 
+    @_builtins.property
+    def etags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Etags by full image name, for some or all of `names`: unless all of these are current, nothing is deleted."""
+
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
+        etags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etags", b"etags", "names", b"names", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -137,7 +137,7 @@ class GalleryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateImage(self, request, context):
-        """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND.
+        """Replaces labels and time to live; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,7 +145,7 @@ class GalleryServiceServicer:
 
     def DeleteImages(self, request, context):
         """Deletes images by name; names that are not there are counted, not an error, and one named twice counts once.
-        Errors: GALLERY_NOT_FOUND.
+        Errors: GALLERY_NOT_FOUND, ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

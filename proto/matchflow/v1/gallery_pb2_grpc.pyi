@@ -49,10 +49,10 @@ class GalleryServiceStub:
     ListImages: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.ListImagesRequest, _gallery_pb2.ListImagesResponse]
     """In the order of their ids. A page token counts for the same parent only. Errors: GALLERY_NOT_FOUND."""
     UpdateImage: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.UpdateImageRequest, _gallery_pb2.Image]
-    """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND."""
+    """Replaces labels and time to live; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, ETAG_MISMATCH."""
     DeleteImages: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.DeleteImagesRequest, _gallery_pb2.DeleteImagesResponse]
     """Deletes images by name; names that are not there are counted, not an error, and one named twice counts once.
-    Errors: GALLERY_NOT_FOUND.
+    Errors: GALLERY_NOT_FOUND, ETAG_MISMATCH.
     """
 
 @_typing.type_check_only
@@ -75,10 +75,10 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     ListImages: _aio.UnaryUnaryMultiCallable[_gallery_pb2.ListImagesRequest, _gallery_pb2.ListImagesResponse]  # type: ignore[assignment]
     """In the order of their ids. A page token counts for the same parent only. Errors: GALLERY_NOT_FOUND."""
     UpdateImage: _aio.UnaryUnaryMultiCallable[_gallery_pb2.UpdateImageRequest, _gallery_pb2.Image]  # type: ignore[assignment]
-    """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND."""
+    """Replaces labels and time to live; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, ETAG_MISMATCH."""
     DeleteImages: _aio.UnaryUnaryMultiCallable[_gallery_pb2.DeleteImagesRequest, _gallery_pb2.DeleteImagesResponse]  # type: ignore[assignment]
     """Deletes images by name; names that are not there are counted, not an error, and one named twice counts once.
-    Errors: GALLERY_NOT_FOUND.
+    Errors: GALLERY_NOT_FOUND, ETAG_MISMATCH.
     """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -146,7 +146,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gallery_pb2.UpdateImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_pb2.Image, _abc.Awaitable[_gallery_pb2.Image]]:
-        """Replaces the labels; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND."""
+        """Replaces labels and time to live; features stay. Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, ETAG_MISMATCH."""
 
     @_abc_1.abstractmethod
     def DeleteImages(
@@ -155,7 +155,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_pb2.DeleteImagesResponse, _abc.Awaitable[_gallery_pb2.DeleteImagesResponse]]:
         """Deletes images by name; names that are not there are counted, not an error, and one named twice counts once.
-        Errors: GALLERY_NOT_FOUND.
+        Errors: GALLERY_NOT_FOUND, ETAG_MISMATCH.
         """
 
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,7 +4,9 @@ isort:skip_file
 Images in."""
 
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from matchflow.v1 import types_pb2 as _types_pb2
@@ -29,9 +31,9 @@ class _IngestOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IngestO
     """The item was refused; see status."""
     INGEST_OUTCOME_CREATED: _IngestOutcome.ValueType  # 1
     INGEST_OUTCOME_UPDATED: _IngestOutcome.ValueType  # 2
-    """There was an image of that name with other content or labels."""
+    """There was an image of that name with other content, labels or end."""
     INGEST_OUTCOME_UNCHANGED: _IngestOutcome.ValueType  # 3
-    """Same content hash and labels: nothing was computed or written."""
+    """Same content hash, labels and end: nothing was computed or written."""
 
 class IngestOutcome(_IngestOutcome, metaclass=_IngestOutcomeEnumTypeWrapper): ...
 
@@ -39,9 +41,9 @@ INGEST_OUTCOME_UNSPECIFIED: IngestOutcome.ValueType  # 0
 """The item was refused; see status."""
 INGEST_OUTCOME_CREATED: IngestOutcome.ValueType  # 1
 INGEST_OUTCOME_UPDATED: IngestOutcome.ValueType  # 2
-"""There was an image of that name with other content or labels."""
+"""There was an image of that name with other content, labels or end."""
 INGEST_OUTCOME_UNCHANGED: IngestOutcome.ValueType  # 3
-"""Same content hash and labels: nothing was computed or written."""
+"""Same content hash, labels and end: nothing was computed or written."""
 Global___IngestOutcome: _TypeAlias = IngestOutcome  # noqa: Y015
 
 @_typing.final
@@ -53,18 +55,32 @@ class IngestImagesRequest(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ITEM_ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    MUST_BE_NEW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Full name "galleries/{gallery}/images/{image}"; one stream serves one gallery."""
     image_bytes: _builtins.bytes
     """An encoded image: JPEG, PNG, WebP, GIF (first frame), BMP or TIFF."""
     item_id: _builtins.int
     """Echoed in the result, to tell items apart."""
+    etag: _builtins.str
+    """Put only where the stored image still has this etag. Empty: whatever is there."""
+    must_be_new: _builtins.bool
+    """Put only where there is no image of that name. Not with etag."""
     @_builtins.property
     def features(self) -> _types_pb2.Features:
         """Ready-made features."""
 
     @_builtins.property
     def labels(self) -> _types_pb2.Labels: ...
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """So long after the item arrives; an item that is sent again starts anew."""
+
     def __init__(
         self,
         *,
@@ -73,13 +89,22 @@ class IngestImagesRequest(_message.Message):
         features: _types_pb2.Features | None = ...,
         labels: _types_pb2.Labels | None = ...,
         item_id: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        etag: _builtins.str = ...,
+        must_be_new: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "image_bytes", b"image_bytes", "labels", b"labels", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expiration", b"expiration", "expire_time", b"expire_time", "features", b"features", "image_bytes", b"image_bytes", "labels", b"labels", "source", b"source", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "image_bytes", b"image_bytes", "item_id", b"item_id", "labels", b"labels", "name", b"name", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "expiration", b"expiration", "expire_time", b"expire_time", "features", b"features", "image_bytes", b"image_bytes", "item_id", b"item_id", "labels", b"labels", "must_be_new", b"must_be_new", "name", b"name", "source", b"source", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_expiration: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
+    _WhichOneofArgType_expiration: _TypeAlias = _typing.Literal["expiration", b"expiration"]  # noqa: Y015
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["image_bytes", "features"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_expiration) -> _WhichOneofReturnType_expiration | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___IngestImagesRequest: _TypeAlias = IngestImagesRequest  # noqa: Y015

@@ -22,49 +22,54 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from matchflow.v1 import gallery_pb2 as matchflow_dot_v1_dot_gallery__pb2
 from matchflow.v1 import matching_pb2 as matchflow_dot_v1_dot_matching__pb2
 from matchflow.v1 import types_pb2 as matchflow_dot_v1_dot_types__pb2
 
 from matchflow.v1.matching_pb2 import *
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19matchflow/v1/search.proto\x12\x0cmatchflow.v1\x1a\x1amatchflow/v1/gallery.proto\x1a\x1bmatchflow/v1/matching.proto\x1a\x18matchflow/v1/types.proto\"e\n\x05Query\x12\x15\n\x0bimage_bytes\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05image\x18\x02 \x01(\tH\x00\x12*\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x16.matchflow.v1.FeaturesH\x00\x42\x08\n\x06source\"N\n\x06\x46ilter\x12,\n\x06labels\x18\x01 \x03(\x0b\x32\x1c.matchflow.v1.LabelCondition\x12\x16\n\x0e\x65xclude_images\x18\x02 \x03(\t\"@\n\x0eLabelCondition\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06\x61ny_of\x18\x02 \x03(\t\x12\x0f\n\x07negated\x18\x03 \x01(\x08\"\xab\x02\n\rSearchRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\"\n\x05query\x18\x02 \x01(\x0b\x32\x13.matchflow.v1.Query\x12$\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x14.matchflow.v1.Filter\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12$\n\x06rerank\x18\x05 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x16\n\tmax_flows\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x16\n\tmin_score\x18\x07 \x01(\x02H\x02\x88\x01\x01\x12\x1b\n\x13include_query_image\x18\x08 \x01(\x08\x12\x12\n\nexhaustive\x18\t \x01(\x08\x42\x08\n\x06_top_kB\x0c\n\n_max_flowsB\x0c\n\n_min_score\"g\n\x03Hit\x12\"\n\x05image\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Image\x12\'\n\x05match\x18\x02 \x01(\x0b\x32\x18.matchflow.v1.MatchScore\x12\x13\n\x0b\x63oarse_rank\x18\x03 \x01(\x05\"\xcf\x01\n\x0cRerankStatus\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .matchflow.v1.RerankStatus.State\x12\x12\n\ndepth_done\x18\x02 \x01(\x05\"z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_COMPLETE\x10\x01\x12\x11\n\rSTATE_PARTIAL\x10\x02\x12\x1a\n\x16STATE_SKIPPED_DEADLINE\x10\x03\x12\x17\n\x13STATE_NOT_REQUESTED\x10\x04\"\x92\x01\n\x0cStageTimings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x02\x12\x11\n\tencode_ms\x18\x02 \x01(\x02\x12\x11\n\tcoarse_ms\x18\x03 \x01(\x02\x12\x11\n\tgather_ms\x18\x04 \x01(\x02\x12\x10\n\x08match_ms\x18\x05 \x01(\x02\x12\x12\n\nexplain_ms\x18\x06 \x01(\x02\x12\x10\n\x08total_ms\x18\x07 \x01(\x02\"\x97\x02\n\x0eSearchResponse\x12\x1f\n\x04hits\x18\x01 \x03(\x0b\x32\x11.matchflow.v1.Hit\x12\x31\n\rrerank_status\x18\x02 \x01(\x0b\x32\x1a.matchflow.v1.RerankStatus\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12+\n\x07timings\x18\x05 \x01(\x0b\x32\x1a.matchflow.v1.StageTimings\x12\x10\n\x08query_id\x18\x06 \x01(\t\x12\r\n\x05\x65xact\x18\x07 \x01(\x08\x12\x14\n\x0cproved_below\x18\x08 \x01(\x03\x12$\n\x06rerank\x18\t \x01(\x0b\x32\x14.matchflow.v1.Rerank\"\xb3\x01\n\x0e\x43ompareRequest\x12\"\n\x05query\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Query\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x13.matchflow.v1.Query\x12$\n\x06rerank\x18\x03 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x16\n\tmax_flows\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05model\x18\x05 \x01(\tB\x0c\n\n_max_flows\"\x81\x02\n\x0f\x43ompareResponse\x12\'\n\x05match\x18\x01 \x01(\x0b\x32\x18.matchflow.v1.MatchScore\x12$\n\x04grid\x18\x02 \x01(\x0b\x32\x16.matchflow.v1.CellGrid\x12\x15\n\rquery_weights\x18\x03 \x03(\x02\x12\x15\n\rimage_weights\x18\x04 \x03(\x02\x12\x15\n\rbundle_digest\x18\x05 \x01(\t\x12$\n\x06rerank\x18\x06 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x19\n\x11query_cell_shares\x18\x07 \x03(\x02\x12\x19\n\x11image_cell_shares\x18\x08 \x03(\x02\"\x8f\x01\n\x0e\x45xplainRequest\x12\"\n\x05query\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Query\x12\r\n\x05image\x18\x02 \x01(\t\x12$\n\x06rerank\x18\x03 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x16\n\tmax_flows\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x0c\n\n_max_flows\"\xa5\x02\n\x0f\x45xplainResponse\x12\"\n\x05image\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Image\x12\'\n\x05match\x18\x02 \x01(\x0b\x32\x18.matchflow.v1.MatchScore\x12$\n\x04grid\x18\x03 \x01(\x0b\x32\x16.matchflow.v1.CellGrid\x12\x15\n\rbundle_digest\x18\x04 \x01(\t\x12\x15\n\rquery_weights\x18\x05 \x03(\x02\x12\x15\n\rimage_weights\x18\x06 \x03(\x02\x12$\n\x06rerank\x18\x07 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x19\n\x11query_cell_shares\x18\x08 \x03(\x02\x12\x19\n\x11image_cell_shares\x18\t \x03(\x02\"\xb9\x01\n\x12RenderMatchRequest\x12\"\n\x05query\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Query\x12\r\n\x05image\x18\x02 \x01(\t\x12$\n\x06rerank\x18\x03 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x16\n\tmax_flows\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\theight_px\x18\x05 \x01(\x05H\x01\x88\x01\x01\x42\x0c\n\n_max_flowsB\x0c\n\n_height_px\"K\n\x13RenderMatchResponse\x12\x0b\n\x03png\x18\x01 \x01(\x0c\x12\'\n\x05match\x18\x02 \x01(\x0b\x32\x18.matchflow.v1.MatchScore2\xb8\x02\n\rSearchService\x12\x43\n\x06Search\x12\x1b.matchflow.v1.SearchRequest\x1a\x1c.matchflow.v1.SearchResponse\x12\x46\n\x07\x43ompare\x12\x1c.matchflow.v1.CompareRequest\x1a\x1d.matchflow.v1.CompareResponse\x12\x46\n\x07\x45xplain\x12\x1c.matchflow.v1.ExplainRequest\x1a\x1d.matchflow.v1.ExplainResponse\x12R\n\x0bRenderMatch\x12 .matchflow.v1.RenderMatchRequest\x1a!.matchflow.v1.RenderMatchResponseP\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19matchflow/v1/search.proto\x12\x0cmatchflow.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amatchflow/v1/gallery.proto\x1a\x1bmatchflow/v1/matching.proto\x1a\x18matchflow/v1/types.proto\"e\n\x05Query\x12\x15\n\x0bimage_bytes\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05image\x18\x02 \x01(\tH\x00\x12*\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x16.matchflow.v1.FeaturesH\x00\x42\x08\n\x06source\"t\n\x06\x46ilter\x12,\n\x06labels\x18\x01 \x03(\x0b\x32\x1c.matchflow.v1.LabelCondition\x12\x16\n\x0e\x65xclude_images\x18\x02 \x03(\t\x12\x0e\n\x06images\x18\x03 \x03(\t\x12\x14\n\x0c\x65xclude_same\x18\x04 \x03(\t\"\xc9\x01\n\x0eLabelCondition\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06\x61ny_of\x18\x02 \x03(\t\x12\x0f\n\x07negated\x18\x03 \x01(\x08\x12\x15\n\rany_number_of\x18\x04 \x03(\x01\x12/\n\x0cnumber_range\x18\x05 \x01(\x0b\x32\x19.matchflow.v1.NumberRange\x12+\n\ntime_range\x18\x06 \x01(\x0b\x32\x17.matchflow.v1.TimeRange\x12\x12\n\nis_present\x18\x07 \x01(\x08\"q\n\x0bNumberRange\x12\x10\n\x03gte\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x02gt\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x03lte\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x02lt\x18\x04 \x01(\x01H\x03\x88\x01\x01\x42\x06\n\x04_gteB\x05\n\x03_gtB\x06\n\x04_lteB\x05\n\x03_lt\"\xad\x01\n\tTimeRange\x12\'\n\x03gte\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02gt\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03lte\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02lt\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x82\x03\n\rSearchRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\"\n\x05query\x18\x02 \x01(\x0b\x32\x13.matchflow.v1.Query\x12$\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x14.matchflow.v1.Filter\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12$\n\x06rerank\x18\x05 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x16\n\tmax_flows\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x16\n\tmin_score\x18\x07 \x01(\x02H\x02\x88\x01\x01\x12\x1b\n\x13include_query_image\x18\x08 \x01(\x08\x12\x12\n\nexhaustive\x18\t \x01(\x08\x12\x10\n\x08group_by\x18\n \x01(\t\x12\x18\n\x0bgroup_limit\x18\x0b \x01(\x05H\x03\x88\x01\x01\x12\x19\n\x11\x61t_least_sequence\x18\x0c \x01(\x03\x42\x08\n\x06_top_kB\x0c\n\n_max_flowsB\x0c\n\n_min_scoreB\x0e\n\x0c_group_limit\"g\n\x03Hit\x12\"\n\x05image\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Image\x12\'\n\x05match\x18\x02 \x01(\x0b\x32\x18.matchflow.v1.MatchScore\x12\x13\n\x0b\x63oarse_rank\x18\x03 \x01(\x05\"\xcf\x01\n\x0cRerankStatus\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .matchflow.v1.RerankStatus.State\x12\x12\n\ndepth_done\x18\x02 \x01(\x05\"z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_COMPLETE\x10\x01\x12\x11\n\rSTATE_PARTIAL\x10\x02\x12\x1a\n\x16STATE_SKIPPED_DEADLINE\x10\x03\x12\x17\n\x13STATE_NOT_REQUESTED\x10\x04\"\x92\x01\n\x0cStageTimings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x02\x12\x11\n\tencode_ms\x18\x02 \x01(\x02\x12\x11\n\tcoarse_ms\x18\x03 \x01(\x02\x12\x11\n\tgather_ms\x18\x04 \x01(\x02\x12\x10\n\x08match_ms\x18\x05 \x01(\x02\x12\x12\n\nexplain_ms\x18\x06 \x01(\x02\x12\x10\n\x08total_ms\x18\x07 \x01(\x02\"\x97\x02\n\x0eSearchResponse\x12\x1f\n\x04hits\x18\x01 \x03(\x0b\x32\x11.matchflow.v1.Hit\x12\x31\n\rrerank_status\x18\x02 \x01(\x0b\x32\x1a.matchflow.v1.RerankStatus\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12+\n\x07timings\x18\x05 \x01(\x0b\x32\x1a.matchflow.v1.StageTimings\x12\x10\n\x08query_id\x18\x06 \x01(\t\x12\r\n\x05\x65xact\x18\x07 \x01(\x08\x12\x14\n\x0cproved_below\x18\x08 \x01(\x03\x12$\n\x06rerank\x18\t \x01(\x0b\x32\x14.matchflow.v1.Rerank\"\xb3\x01\n\x0e\x43ompareRequest\x12\"\n\x05query\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Query\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x13.matchflow.v1.Query\x12$\n\x06rerank\x18\x03 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x16\n\tmax_flows\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05model\x18\x05 \x01(\tB\x0c\n\n_max_flows\"\x81\x02\n\x0f\x43ompareResponse\x12\'\n\x05match\x18\x01 \x01(\x0b\x32\x18.matchflow.v1.MatchScore\x12$\n\x04grid\x18\x02 \x01(\x0b\x32\x16.matchflow.v1.CellGrid\x12\x15\n\rquery_weights\x18\x03 \x03(\x02\x12\x15\n\rimage_weights\x18\x04 \x03(\x02\x12\x15\n\rbundle_digest\x18\x05 \x01(\t\x12$\n\x06rerank\x18\x06 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x19\n\x11query_cell_shares\x18\x07 \x03(\x02\x12\x19\n\x11image_cell_shares\x18\x08 \x03(\x02\"\x8f\x01\n\x0e\x45xplainRequest\x12\"\n\x05query\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Query\x12\r\n\x05image\x18\x02 \x01(\t\x12$\n\x06rerank\x18\x03 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x16\n\tmax_flows\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x0c\n\n_max_flows\"\xa5\x02\n\x0f\x45xplainResponse\x12\"\n\x05image\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Image\x12\'\n\x05match\x18\x02 \x01(\x0b\x32\x18.matchflow.v1.MatchScore\x12$\n\x04grid\x18\x03 \x01(\x0b\x32\x16.matchflow.v1.CellGrid\x12\x15\n\rbundle_digest\x18\x04 \x01(\t\x12\x15\n\rquery_weights\x18\x05 \x03(\x02\x12\x15\n\rimage_weights\x18\x06 \x03(\x02\x12$\n\x06rerank\x18\x07 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x19\n\x11query_cell_shares\x18\x08 \x03(\x02\x12\x19\n\x11image_cell_shares\x18\t \x03(\x02\"\xb9\x01\n\x12RenderMatchRequest\x12\"\n\x05query\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Query\x12\r\n\x05image\x18\x02 \x01(\t\x12$\n\x06rerank\x18\x03 \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x16\n\tmax_flows\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\theight_px\x18\x05 \x01(\x05H\x01\x88\x01\x01\x42\x0c\n\n_max_flowsB\x0c\n\n_height_px\"K\n\x13RenderMatchResponse\x12\x0b\n\x03png\x18\x01 \x01(\x0c\x12\'\n\x05match\x18\x02 \x01(\x0b\x32\x18.matchflow.v1.MatchScore2\xb8\x02\n\rSearchService\x12\x43\n\x06Search\x12\x1b.matchflow.v1.SearchRequest\x1a\x1c.matchflow.v1.SearchResponse\x12\x46\n\x07\x43ompare\x12\x1c.matchflow.v1.CompareRequest\x1a\x1d.matchflow.v1.CompareResponse\x12\x46\n\x07\x45xplain\x12\x1c.matchflow.v1.ExplainRequest\x1a\x1d.matchflow.v1.ExplainResponse\x12R\n\x0bRenderMatch\x12 .matchflow.v1.RenderMatchRequest\x1a!.matchflow.v1.RenderMatchResponseP\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'matchflow.v1.search_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUERY']._serialized_start=126
-  _globals['_QUERY']._serialized_end=227
-  _globals['_FILTER']._serialized_start=229
-  _globals['_FILTER']._serialized_end=307
-  _globals['_LABELCONDITION']._serialized_start=309
-  _globals['_LABELCONDITION']._serialized_end=373
-  _globals['_SEARCHREQUEST']._serialized_start=376
-  _globals['_SEARCHREQUEST']._serialized_end=675
-  _globals['_HIT']._serialized_start=677
-  _globals['_HIT']._serialized_end=780
-  _globals['_RERANKSTATUS']._serialized_start=783
-  _globals['_RERANKSTATUS']._serialized_end=990
-  _globals['_RERANKSTATUS_STATE']._serialized_start=868
-  _globals['_RERANKSTATUS_STATE']._serialized_end=990
-  _globals['_STAGETIMINGS']._serialized_start=993
-  _globals['_STAGETIMINGS']._serialized_end=1139
-  _globals['_SEARCHRESPONSE']._serialized_start=1142
-  _globals['_SEARCHRESPONSE']._serialized_end=1421
-  _globals['_COMPAREREQUEST']._serialized_start=1424
-  _globals['_COMPAREREQUEST']._serialized_end=1603
-  _globals['_COMPARERESPONSE']._serialized_start=1606
-  _globals['_COMPARERESPONSE']._serialized_end=1863
-  _globals['_EXPLAINREQUEST']._serialized_start=1866
-  _globals['_EXPLAINREQUEST']._serialized_end=2009
-  _globals['_EXPLAINRESPONSE']._serialized_start=2012
-  _globals['_EXPLAINRESPONSE']._serialized_end=2305
-  _globals['_RENDERMATCHREQUEST']._serialized_start=2308
-  _globals['_RENDERMATCHREQUEST']._serialized_end=2493
-  _globals['_RENDERMATCHRESPONSE']._serialized_start=2495
-  _globals['_RENDERMATCHRESPONSE']._serialized_end=2570
-  _globals['_SEARCHSERVICE']._serialized_start=2573
-  _globals['_SEARCHSERVICE']._serialized_end=2885
+  _globals['_QUERY']._serialized_start=159
+  _globals['_QUERY']._serialized_end=260
+  _globals['_FILTER']._serialized_start=262
+  _globals['_FILTER']._serialized_end=378
+  _globals['_LABELCONDITION']._serialized_start=381
+  _globals['_LABELCONDITION']._serialized_end=582
+  _globals['_NUMBERRANGE']._serialized_start=584
+  _globals['_NUMBERRANGE']._serialized_end=697
+  _globals['_TIMERANGE']._serialized_start=700
+  _globals['_TIMERANGE']._serialized_end=873
+  _globals['_SEARCHREQUEST']._serialized_start=876
+  _globals['_SEARCHREQUEST']._serialized_end=1262
+  _globals['_HIT']._serialized_start=1264
+  _globals['_HIT']._serialized_end=1367
+  _globals['_RERANKSTATUS']._serialized_start=1370
+  _globals['_RERANKSTATUS']._serialized_end=1577
+  _globals['_RERANKSTATUS_STATE']._serialized_start=1455
+  _globals['_RERANKSTATUS_STATE']._serialized_end=1577
+  _globals['_STAGETIMINGS']._serialized_start=1580
+  _globals['_STAGETIMINGS']._serialized_end=1726
+  _globals['_SEARCHRESPONSE']._serialized_start=1729
+  _globals['_SEARCHRESPONSE']._serialized_end=2008
+  _globals['_COMPAREREQUEST']._serialized_start=2011
+  _globals['_COMPAREREQUEST']._serialized_end=2190
+  _globals['_COMPARERESPONSE']._serialized_start=2193
+  _globals['_COMPARERESPONSE']._serialized_end=2450
+  _globals['_EXPLAINREQUEST']._serialized_start=2453
+  _globals['_EXPLAINREQUEST']._serialized_end=2596
+  _globals['_EXPLAINRESPONSE']._serialized_start=2599
+  _globals['_EXPLAINRESPONSE']._serialized_end=2892
+  _globals['_RENDERMATCHREQUEST']._serialized_start=2895
+  _globals['_RENDERMATCHREQUEST']._serialized_end=3080
+  _globals['_RENDERMATCHRESPONSE']._serialized_start=3082
+  _globals['_RENDERMATCHRESPONSE']._serialized_end=3157
+  _globals['_SEARCHSERVICE']._serialized_start=3160
+  _globals['_SEARCHSERVICE']._serialized_end=3472
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Questions and explained answers."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from matchflow.v1 import gallery_pb2 as _gallery_pb2
@@ -73,27 +74,44 @@ Global___Query: _TypeAlias = Query  # noqa: Y015
 
 @_typing.final
 class Filter(_message.Message):
-    """Every condition must hold."""
+    """Every condition must hold. It is evaluated inside the search, and again for every hit before it leaves."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     LABELS_FIELD_NUMBER: _builtins.int
     EXCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    EXCLUDE_SAME_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelCondition]: ...
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelCondition]:
+        """At most 64."""
+
     @_builtins.property
     def exclude_images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Image names that are never returned, at most 10,000."""
+
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the only images that may be returned, at most 10,000; names that are not there do no harm. None: all may."""
+
+    @_builtins.property
+    def exclude_same(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Labels in which a hit must differ from the query, at most 64: ["camera"] leaves out what the same camera took. An
+        image without the label passes, and a label that the query image lacks excludes nothing. The query must be a stored
+        image; for any other say it by `labels`, negated.
+        """
 
     def __init__(
         self,
         *,
         labels: _abc.Iterable[Global___LabelCondition] | None = ...,
         exclude_images: _abc.Iterable[_builtins.str] | None = ...,
+        images: _abc.Iterable[_builtins.str] | None = ...,
+        exclude_same: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude_images", b"exclude_images", "labels", b"labels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude_images", b"exclude_images", "exclude_same", b"exclude_same", "images", b"images", "labels", b"labels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -101,31 +119,133 @@ Global___Filter: _TypeAlias = Filter  # noqa: Y015
 
 @_typing.final
 class LabelCondition(_message.Message):
+    """The label `field` has a value of the kind that is asked for, for which what is given here holds; exactly one of
+    any_of, any_number_of, number_range, time_range and is_present must be.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FIELD_FIELD_NUMBER: _builtins.int
     ANY_OF_FIELD_NUMBER: _builtins.int
     NEGATED_FIELD_NUMBER: _builtins.int
+    ANY_NUMBER_OF_FIELD_NUMBER: _builtins.int
+    NUMBER_RANGE_FIELD_NUMBER: _builtins.int
+    TIME_RANGE_FIELD_NUMBER: _builtins.int
+    IS_PRESENT_FIELD_NUMBER: _builtins.int
     field: _builtins.str
     negated: _builtins.bool
+    """The condition must not hold; an image without the label then passes."""
+    is_present: _builtins.bool
+    """The label is there, whatever its kind and value."""
     @_builtins.property
     def any_of(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The label has one of these values (with `negated`: none of them; an image without the label then passes)."""
+        """One of these texts, at most 1,000."""
 
+    @_builtins.property
+    def any_number_of(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One of these numbers, at most 1,000."""
+
+    @_builtins.property
+    def number_range(self) -> Global___NumberRange: ...
+    @_builtins.property
+    def time_range(self) -> Global___TimeRange: ...
     def __init__(
         self,
         *,
         field: _builtins.str = ...,
         any_of: _abc.Iterable[_builtins.str] | None = ...,
         negated: _builtins.bool = ...,
+        any_number_of: _abc.Iterable[_builtins.float] | None = ...,
+        number_range: Global___NumberRange | None = ...,
+        time_range: Global___TimeRange | None = ...,
+        is_present: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["number_range", b"number_range", "time_range", b"time_range"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_of", b"any_of", "field", b"field", "negated", b"negated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_number_of", b"any_number_of", "any_of", b"any_of", "field", b"field", "is_present", b"is_present", "negated", b"negated", "number_range", b"number_range", "time_range", b"time_range"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LabelCondition: _TypeAlias = LabelCondition  # noqa: Y015
+
+@_typing.final
+class NumberRange(_message.Message):
+    """All ends that are given must hold; at least one must be given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GTE_FIELD_NUMBER: _builtins.int
+    GT_FIELD_NUMBER: _builtins.int
+    LTE_FIELD_NUMBER: _builtins.int
+    LT_FIELD_NUMBER: _builtins.int
+    gte: _builtins.float
+    gt: _builtins.float
+    lte: _builtins.float
+    lt: _builtins.float
+    def __init__(
+        self,
+        *,
+        gte: _builtins.float | None = ...,
+        gt: _builtins.float | None = ...,
+        lte: _builtins.float | None = ...,
+        lt: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gt", b"_gt", "_gte", b"_gte", "_lt", b"_lt", "_lte", b"_lte", "gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gt", b"_gt", "_gte", b"_gte", "_lt", b"_lt", "_lte", b"_lte", "gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gt: _TypeAlias = _typing.Literal["gt"]  # noqa: Y015
+    _WhichOneofArgType__gt: _TypeAlias = _typing.Literal["_gt", b"_gt"]  # noqa: Y015
+    _WhichOneofReturnType__gte: _TypeAlias = _typing.Literal["gte"]  # noqa: Y015
+    _WhichOneofArgType__gte: _TypeAlias = _typing.Literal["_gte", b"_gte"]  # noqa: Y015
+    _WhichOneofReturnType__lt: _TypeAlias = _typing.Literal["lt"]  # noqa: Y015
+    _WhichOneofArgType__lt: _TypeAlias = _typing.Literal["_lt", b"_lt"]  # noqa: Y015
+    _WhichOneofReturnType__lte: _TypeAlias = _typing.Literal["lte"]  # noqa: Y015
+    _WhichOneofArgType__lte: _TypeAlias = _typing.Literal["_lte", b"_lte"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gt) -> _WhichOneofReturnType__gt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gte) -> _WhichOneofReturnType__gte | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lt) -> _WhichOneofReturnType__lt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lte) -> _WhichOneofReturnType__lte | None: ...
+
+Global___NumberRange: _TypeAlias = NumberRange  # noqa: Y015
+
+@_typing.final
+class TimeRange(_message.Message):
+    """As NumberRange, to the microsecond."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GTE_FIELD_NUMBER: _builtins.int
+    GT_FIELD_NUMBER: _builtins.int
+    LTE_FIELD_NUMBER: _builtins.int
+    LT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gte(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def gt(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def lte(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def lt(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        gte: _timestamp_pb2.Timestamp | None = ...,
+        gt: _timestamp_pb2.Timestamp | None = ...,
+        lte: _timestamp_pb2.Timestamp | None = ...,
+        lt: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimeRange: _TypeAlias = TimeRange  # noqa: Y015
 
 @_typing.final
 class SearchRequest(_message.Message):
@@ -140,6 +260,9 @@ class SearchRequest(_message.Message):
     MIN_SCORE_FIELD_NUMBER: _builtins.int
     INCLUDE_QUERY_IMAGE_FIELD_NUMBER: _builtins.int
     EXHAUSTIVE_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    GROUP_LIMIT_FIELD_NUMBER: _builtins.int
+    AT_LEAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     """"galleries/{gallery}"."""
     top_k: _builtins.int
@@ -152,6 +275,14 @@ class SearchRequest(_message.Message):
     """A stored query image is left out of its own answer unless this is set."""
     exhaustive: _builtins.bool
     """Match beyond `depth` until `exact` is proved, all images that pass the filter are matched, or the deadline comes."""
+    group_by: _builtins.str
+    """Return at most `group_limit` hits per value of this label, the best ones, counted after re-ranking. Hits without the
+    label are not limited. Empty: no groups.
+    """
+    group_limit: _builtins.int
+    """1 to 1,000. Absent: 1. Only with group_by."""
+    at_least_sequence: _builtins.int
+    """Answer from a state that has this change of the gallery, or SEQUENCE_NOT_REACHED. 0: from whatever this server has."""
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
@@ -172,17 +303,24 @@ class SearchRequest(_message.Message):
         min_score: _builtins.float | None = ...,
         include_query_image: _builtins.bool = ...,
         exhaustive: _builtins.bool = ...,
+        group_by: _builtins.str = ...,
+        group_limit: _builtins.int | None = ...,
+        at_least_sequence: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "_min_score", b"_min_score", "_top_k", b"_top_k", "filter", b"filter", "max_flows", b"max_flows", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_limit", b"_group_limit", "_max_flows", b"_max_flows", "_min_score", b"_min_score", "_top_k", b"_top_k", "filter", b"filter", "group_limit", b"group_limit", "max_flows", b"max_flows", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "_min_score", b"_min_score", "_top_k", b"_top_k", "exhaustive", b"exhaustive", "filter", b"filter", "gallery", b"gallery", "include_query_image", b"include_query_image", "max_flows", b"max_flows", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_limit", b"_group_limit", "_max_flows", b"_max_flows", "_min_score", b"_min_score", "_top_k", b"_top_k", "at_least_sequence", b"at_least_sequence", "exhaustive", b"exhaustive", "filter", b"filter", "gallery", b"gallery", "group_by", b"group_by", "group_limit", b"group_limit", "include_query_image", b"include_query_image", "max_flows", b"max_flows", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__group_limit: _TypeAlias = _typing.Literal["group_limit"]  # noqa: Y015
+    _WhichOneofArgType__group_limit: _TypeAlias = _typing.Literal["_group_limit", b"_group_limit"]  # noqa: Y015
     _WhichOneofReturnType__max_flows: _TypeAlias = _typing.Literal["max_flows"]  # noqa: Y015
     _WhichOneofArgType__max_flows: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows"]  # noqa: Y015
     _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
     _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_limit) -> _WhichOneofReturnType__group_limit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_flows) -> _WhichOneofReturnType__max_flows | None: ...
     @_typing.overload

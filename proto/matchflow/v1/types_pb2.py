@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18matchflow/v1/types.proto\x12\x0cmatchflow.v1\"i\n\x06Labels\x12\x30\n\x06values\x18\x01 \x03(\x0b\x32 .matchflow.v1.Labels.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"?\n\x03\x42ox\x12\x0c\n\x04left\x18\x01 \x01(\x02\x12\x0b\n\x03top\x18\x02 \x01(\x02\x12\r\n\x05right\x18\x03 \x01(\x02\x12\x0e\n\x06\x62ottom\x18\x04 \x01(\x02\")\n\x08\x43\x65llGrid\x12\x0c\n\x04rows\x18\x01 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\x05\"`\n\x08\x46\x65\x61tures\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x15\n\tembedding\x18\x02 \x03(\x02\x42\x02\x10\x01\x12\r\n\x05\x63\x65lls\x18\x03 \x01(\x0c\x12\x17\n\x0b\x63\x65ll_scales\x18\x04 \x03(\x02\x42\x02\x10\x01\"\xc3\x01\n\x04\x46low\x12\x12\n\nquery_cell\x18\x01 \x01(\x05\x12\x12\n\nimage_cell\x18\x02 \x01(\x05\x12$\n\tquery_box\x18\x03 \x01(\x0b\x32\x11.matchflow.v1.Box\x12$\n\timage_box\x18\x04 \x01(\x0b\x32\x11.matchflow.v1.Box\x12\x0c\n\x04mass\x18\x05 \x01(\x02\x12\x12\n\nsimilarity\x18\x06 \x01(\x02\x12\x14\n\x0c\x63ontribution\x18\x07 \x01(\x02\x12\x0f\n\x07penalty\x18\x08 \x01(\x02\"\xbc\x01\n\x0b\x43\x65rtificate\x12\x12\n\niterations\x18\x01 \x01(\x05\x12\x16\n\x0emarginal_error\x18\x02 \x01(\x02\x12\x11\n\tconverged\x18\x03 \x01(\x08\x12!\n\x19query_marginal_is_uniform\x18\x04 \x01(\x08\x12!\n\x19image_marginal_is_uniform\x18\x05 \x01(\x08\x12\x18\n\x0b\x64uality_gap\x18\x06 \x01(\x02H\x00\x88\x01\x01\x42\x0e\n\x0c_duality_gap\"\xca\x01\n\nMatchScore\x12\x14\n\x0c\x63oarse_score\x18\x01 \x01(\x02\x12\x1d\n\x10structural_score\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05score\x18\x03 \x01(\x02\x12.\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0b\x32\x19.matchflow.v1.Certificate\x12!\n\x05\x66lows\x18\x05 \x03(\x0b\x32\x12.matchflow.v1.Flow\x12\x10\n\x08residual\x18\x06 \x01(\x02\x42\x13\n\x11_structural_score*\xa2\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12!\n\x1d\x45RROR_REASON_IMAGE_UNREADABLE\x10\x02\x12 \n\x1c\x45RROR_REASON_IMAGE_TOO_LARGE\x10\x03\x12!\n\x1d\x45RROR_REASON_FEATURES_INVALID\x10\x04\x12 \n\x1c\x45RROR_REASON_BUNDLE_MISMATCH\x10\x05\x12\"\n\x1e\x45RROR_REASON_GALLERY_NOT_FOUND\x10\x06\x12 \n\x1c\x45RROR_REASON_IMAGE_NOT_FOUND\x10\x07\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\x08\x12\x1f\n\x1b\x45RROR_REASON_GALLERY_EXISTS\x10\t\x12\"\n\x1e\x45RROR_REASON_THUMBNAIL_MISSING\x10\n\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x0b\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x0c\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\r\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x0e\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x0f\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18matchflow/v1/types.proto\x12\x0cmatchflow.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x02\n\x06Labels\x12\x30\n\x06values\x18\x01 \x03(\x0b\x32 .matchflow.v1.Labels.ValuesEntry\x12\x32\n\x07numbers\x18\x02 \x03(\x0b\x32!.matchflow.v1.Labels.NumbersEntry\x12.\n\x05times\x18\x03 \x03(\x0b\x32\x1f.matchflow.v1.Labels.TimesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1aH\n\nTimesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x02\x38\x01\"?\n\x03\x42ox\x12\x0c\n\x04left\x18\x01 \x01(\x02\x12\x0b\n\x03top\x18\x02 \x01(\x02\x12\r\n\x05right\x18\x03 \x01(\x02\x12\x0e\n\x06\x62ottom\x18\x04 \x01(\x02\")\n\x08\x43\x65llGrid\x12\x0c\n\x04rows\x18\x01 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\x05\"`\n\x08\x46\x65\x61tures\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x15\n\tembedding\x18\x02 \x03(\x02\x42\x02\x10\x01\x12\r\n\x05\x63\x65lls\x18\x03 \x01(\x0c\x12\x17\n\x0b\x63\x65ll_scales\x18\x04 \x03(\x02\x42\x02\x10\x01\"\xc3\x01\n\x04\x46low\x12\x12\n\nquery_cell\x18\x01 \x01(\x05\x12\x12\n\nimage_cell\x18\x02 \x01(\x05\x12$\n\tquery_box\x18\x03 \x01(\x0b\x32\x11.matchflow.v1.Box\x12$\n\timage_box\x18\x04 \x01(\x0b\x32\x11.matchflow.v1.Box\x12\x0c\n\x04mass\x18\x05 \x01(\x02\x12\x12\n\nsimilarity\x18\x06 \x01(\x02\x12\x14\n\x0c\x63ontribution\x18\x07 \x01(\x02\x12\x0f\n\x07penalty\x18\x08 \x01(\x02\"\xbc\x01\n\x0b\x43\x65rtificate\x12\x12\n\niterations\x18\x01 \x01(\x05\x12\x16\n\x0emarginal_error\x18\x02 \x01(\x02\x12\x11\n\tconverged\x18\x03 \x01(\x08\x12!\n\x19query_marginal_is_uniform\x18\x04 \x01(\x08\x12!\n\x19image_marginal_is_uniform\x18\x05 \x01(\x08\x12\x18\n\x0b\x64uality_gap\x18\x06 \x01(\x02H\x00\x88\x01\x01\x42\x0e\n\x0c_duality_gap\"\xca\x01\n\nMatchScore\x12\x14\n\x0c\x63oarse_score\x18\x01 \x01(\x02\x12\x1d\n\x10structural_score\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05score\x18\x03 \x01(\x02\x12.\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0b\x32\x19.matchflow.v1.Certificate\x12!\n\x05\x66lows\x18\x05 \x03(\x0b\x32\x12.matchflow.v1.Flow\x12\x10\n\x08residual\x18\x06 \x01(\x02\x42\x13\n\x11_structural_score*\xe9\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12!\n\x1d\x45RROR_REASON_IMAGE_UNREADABLE\x10\x02\x12 \n\x1c\x45RROR_REASON_IMAGE_TOO_LARGE\x10\x03\x12!\n\x1d\x45RROR_REASON_FEATURES_INVALID\x10\x04\x12 \n\x1c\x45RROR_REASON_BUNDLE_MISMATCH\x10\x05\x12\"\n\x1e\x45RROR_REASON_GALLERY_NOT_FOUND\x10\x06\x12 \n\x1c\x45RROR_REASON_IMAGE_NOT_FOUND\x10\x07\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\x08\x12\x1f\n\x1b\x45RROR_REASON_GALLERY_EXISTS\x10\t\x12\"\n\x1e\x45RROR_REASON_THUMBNAIL_MISSING\x10\n\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x0b\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x0c\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\r\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x0e\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_ETAG_MISMATCH\x10\x10\x12%\n!ERROR_REASON_SEQUENCE_NOT_REACHED\x10\x11\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,26 +34,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LABELS_VALUESENTRY']._loaded_options = None
   _globals['_LABELS_VALUESENTRY']._serialized_options = b'8\001'
+  _globals['_LABELS_NUMBERSENTRY']._loaded_options = None
+  _globals['_LABELS_NUMBERSENTRY']._serialized_options = b'8\001'
+  _globals['_LABELS_TIMESENTRY']._loaded_options = None
+  _globals['_LABELS_TIMESENTRY']._serialized_options = b'8\001'
   _globals['_FEATURES'].fields_by_name['embedding']._loaded_options = None
   _globals['_FEATURES'].fields_by_name['embedding']._serialized_options = b'\020\001'
   _globals['_FEATURES'].fields_by_name['cell_scales']._loaded_options = None
   _globals['_FEATURES'].fields_by_name['cell_scales']._serialized_options = b'\020\001'
-  _globals['_ERRORREASON']._serialized_start=950
-  _globals['_ERRORREASON']._serialized_end=1496
-  _globals['_LABELS']._serialized_start=42
-  _globals['_LABELS']._serialized_end=147
-  _globals['_LABELS_VALUESENTRY']._serialized_start=102
-  _globals['_LABELS_VALUESENTRY']._serialized_end=147
-  _globals['_BOX']._serialized_start=149
-  _globals['_BOX']._serialized_end=212
-  _globals['_CELLGRID']._serialized_start=214
-  _globals['_CELLGRID']._serialized_end=255
-  _globals['_FEATURES']._serialized_start=257
-  _globals['_FEATURES']._serialized_end=353
-  _globals['_FLOW']._serialized_start=356
-  _globals['_FLOW']._serialized_end=551
-  _globals['_CERTIFICATE']._serialized_start=554
-  _globals['_CERTIFICATE']._serialized_end=742
-  _globals['_MATCHSCORE']._serialized_start=745
-  _globals['_MATCHSCORE']._serialized_end=947
+  _globals['_ERRORREASON']._serialized_start=1206
+  _globals['_ERRORREASON']._serialized_end=1823
+  _globals['_LABELS']._serialized_start=76
+  _globals['_LABELS']._serialized_end=403
+  _globals['_LABELS_VALUESENTRY']._serialized_start=236
+  _globals['_LABELS_VALUESENTRY']._serialized_end=281
+  _globals['_LABELS_NUMBERSENTRY']._serialized_start=283
+  _globals['_LABELS_NUMBERSENTRY']._serialized_end=329
+  _globals['_LABELS_TIMESENTRY']._serialized_start=331
+  _globals['_LABELS_TIMESENTRY']._serialized_end=403
+  _globals['_BOX']._serialized_start=405
+  _globals['_BOX']._serialized_end=468
+  _globals['_CELLGRID']._serialized_start=470
+  _globals['_CELLGRID']._serialized_end=511
+  _globals['_FEATURES']._serialized_start=513
+  _globals['_FEATURES']._serialized_end=609
+  _globals['_FLOW']._serialized_start=612
+  _globals['_FLOW']._serialized_end=807
+  _globals['_CERTIFICATE']._serialized_start=810
+  _globals['_CERTIFICATE']._serialized_end=998
+  _globals['_MATCHSCORE']._serialized_start=1001
+  _globals['_MATCHSCORE']._serialized_end=1203
 # @@protoc_insertion_point(module_scope)

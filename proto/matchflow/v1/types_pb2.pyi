@@ -6,6 +6,7 @@ Messages that more than one service uses."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -54,6 +55,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DEADLINE_EXCEEDED: the deadline passed before there was anything to answer."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 15
     """UNAVAILABLE: the truth cannot be written (disk full, read-only)."""
+    ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 16
+    """ABORTED: somebody else changed the image since that etag was read; metadata has both etags, the current one empty
+    where the image is gone. Read it again and decide anew.
+    """
+    ERROR_REASON_SEQUENCE_NOT_REACHED: _ErrorReason.ValueType  # 17
+    """UNAVAILABLE: this server has not seen that change yet; ask again, here or another server. Metadata says how far it
+    got.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The value of ErrorInfo.reason (domain "matchflow") in the google.rpc.Status of a failed call or item.
@@ -92,12 +101,20 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 14
 """DEADLINE_EXCEEDED: the deadline passed before there was anything to answer."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 15
 """UNAVAILABLE: the truth cannot be written (disk full, read-only)."""
+ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 16
+"""ABORTED: somebody else changed the image since that etag was read; metadata has both etags, the current one empty
+where the image is gone. Read it again and decide anew.
+"""
+ERROR_REASON_SEQUENCE_NOT_REACHED: ErrorReason.ValueType  # 17
+"""UNAVAILABLE: this server has not seen that change yet; ask again, here or another server. Metadata says how far it
+got.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
 class Labels(_message.Message):
-    """Scalar text labels of an image, for example {"designer": "noto", "class": "1f600"}.
-    At most 64 labels; a name has 1-64 characters of [a-z0-9_], a value at most 256 characters.
+    """What is known of an image by name, for example {"designer": "noto"} and {"age": 31} and {"taken": 2026-01-01T08:00:00Z}.
+    At most 64 labels in all; a name has 1-64 characters of [a-z0-9_] and is in one of the maps only.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -122,17 +139,72 @@ class Labels(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class NumbersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TimesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _timestamp_pb2.Timestamp: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VALUES_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Texts, of at most 256 characters."""
+
+    @_builtins.property
+    def numbers(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Finite numbers."""
+
+    @_builtins.property
+    def times(self) -> _containers.MessageMap[_builtins.str, _timestamp_pb2.Timestamp]:
+        """Times, kept to the microsecond."""
+
     def __init__(
         self,
         *,
         values: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        numbers: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        times: _abc.Mapping[_builtins.str, _timestamp_pb2.Timestamp] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["numbers", b"numbers", "times", b"times", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
