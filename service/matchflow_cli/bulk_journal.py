@@ -71,6 +71,14 @@ def default_path(sources: Sequence[str], server: str, gallery: str) -> Path:
     return home / "matchflow" / "imports" / f"{name}.journal"
 
 
+def can_not_be_made(error: CommandError) -> bool:
+    """Say whether there is no room or right for a journal, rather than something wrong with one that is there."""
+    cause = error.__cause__
+    if isinstance(cause, sqlite3.OperationalError):
+        return cause.sqlite_errorcode in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+    return isinstance(cause, OSError)
+
+
 class Journal:
     """An open journal; safe to share between threads. `path` None keeps it only as long as it is open.
 

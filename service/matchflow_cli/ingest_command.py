@@ -9,7 +9,7 @@ import typer
 
 import matchflow
 from matchflow_cli.bulk_import import Import
-from matchflow_cli.bulk_journal import Journal, default_path
+from matchflow_cli.bulk_journal import Journal, can_not_be_made, default_path
 from matchflow_cli.bulk_labels import LabelRules
 from matchflow_cli.bulk_sources import SourceOptions, open_source
 from matchflow_cli.bulk_tally import Tally
@@ -121,7 +121,7 @@ def _journal(named: Path | None, default: Path) -> Journal:
     try:
         return Journal(default)
     except CommandError as error:
-        if isinstance(error.__cause__, PermissionError) or "readonly" in str(error):
+        if can_not_be_made(error):
             progress_console().print(f"no journal: {text(default)} can't be written; name one with --journal")
             return Journal(None)
         raise

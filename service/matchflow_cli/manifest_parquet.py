@@ -141,10 +141,11 @@ class _Unreadable:
 
 def _cell(scalar: Any) -> object:
     try:
-        text = scalar.as_buffer() if hasattr(scalar, "as_buffer") else b""
+        plain = scalar.value if hasattr(scalar, "dictionary") else scalar
+        text = plain.as_buffer() if hasattr(plain, "as_buffer") else None
         if text is not None and len(text) > MAX_TEXT_BYTES:
             return _Unreadable(f"a text of {len(text):,} bytes")
-        return scalar.as_py()
+        return plain.as_py()
     except (ValueError, OverflowError) as error:
         return _Unreadable(one_line_of(error))
 
