@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-gpu clean
+.PHONY: help setup demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-scale bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ bench-explain: $(READY) ## deletion test and localisation of explanations
 
 bench-exhaustive: $(READY) ## what proving an answer costs in a gallery of 10,000, against brute force
 	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/exhaustive.py
+
+bench-scale: $(READY) ## memory, disk, start and searches of SIZE images (1,000,000 unless told otherwise)
+	@SIZE=$(SIZE) PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/scaling.py
 
 bench-gpu: $(READY) ## the Triton kernel against its floors; says so and stops where there is no GPU
 	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/gpu_matching.py

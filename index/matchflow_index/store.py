@@ -1,6 +1,6 @@
-"""A store: a directory with the truth of all its galleries and their caches.
+"""A store: the truth of all galleries, and a directory with their caches.
 
-truth.lmdb/            the truth
+truth.lmdb/            the truth, unless it is on a server
 caches/<uuid>/         one folder per gallery, all of it derived
 writer.lock            held by the one process that may write
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from matchflow_index import cell_norms
@@ -19,6 +21,8 @@ from matchflow_index.gallery import Gallery
 from matchflow_index.lmdb_environment import INITIAL_MAP_BYTES, MAX_MAP_BYTES
 from matchflow_index.lmdb_truth import LmdbTruth
 from matchflow_index.locking import WriterLock
+from matchflow_index.truth import Durability
+from matchflow_index.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,12 +33,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Seconds that a thread waits for changes of others before it looks whether the store is closing.
+FOLLOW_S = 0.5
+
 
 class GalleryStore:
     """An open store. All methods may be called from any thread. Galleries are loaded when they are first asked for."""
 
     def __init__(self, path: Path, truth: Truth, *, read_only: bool, lock: WriterLock | None) -> None:
         """Use `GalleryStore.open`."""
+        self._upkeep = Upkeep()
         self._path = path
         self._truth = truth
         self._read_only = read_only
@@ -49,13 +57,19 @@ class GalleryStore:
         path: Path,
         *,
         read_only: bool = False,
+        truth: Truth | None = None,
+        durability: Durability = Durability.DISK,
+        upkeep_s: float | None = None,
         map_bytes: int = INITIAL_MAP_BYTES,
         max_map_bytes: int = MAX_MAP_BYTES,
     ) -> GalleryStore:
         """Open the store in directory `path`; a writer creates what is missing.
 
+        The truth is an LMDB environment there, with `durability`, unless `truth` is given; then the directory holds
+        caches only, one for each process, and searches follow what other processes write. The store closes the truth.
         Read-only, any number of processes may look while one writes; searches see what was there when each gallery
-        was first asked for. `map_bytes` is where LMDB's map starts and `max_map_bytes` where it stops growing.
+        was first asked for. `upkeep_s`: every so many seconds a thread does what can wait (Gallery.maintain).
+        `map_bytes` is where LMDB's map starts and `max_map_bytes` where it stops growing.
         Raises StoreUnavailableError: locked by another process, unreadable, full.
         """
         cell_norms.warm_up()
@@ -69,8 +83,12 @@ class GalleryStore:
                 raise StoreUnavailableError(f"{path} can't be created: {error}") from error
             lock = WriterLock(path / "writer.lock")
         try:
-            truth = LmdbTruth(
-                path / "truth.lmdb", read_only=read_only, map_bytes=map_bytes, max_map_bytes=max_map_bytes
+            truth = truth or LmdbTruth(
+                path / "truth.lmdb",
+                read_only=read_only,
+                durability=durability,
+                map_bytes=map_bytes,
+                max_map_bytes=max_map_bytes,
             )
         except StoreUnavailableError:
             if lock:
@@ -79,6 +97,8 @@ class GalleryStore:
         store = cls(path, truth, read_only=read_only, lock=lock)
         if not read_only:
             store._drop_orphans()
+        if upkeep_s is not None and not read_only:
+            store._upkeep.start("upkeep", lambda: store._maintain(upkeep_s))
         return store
 
     def __enter__(self) -> Self:
@@ -88,6 +108,11 @@ class GalleryStore:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def durability(self) -> Durability:
+        """What has happened to an image when `Gallery.put` returns."""
+        return self._truth.durability
 
     def list(self) -> list[GallerySpec]:
         """Return the specifications of all galleries, in order of id."""
@@ -112,7 +137,10 @@ class GalleryStore:
         for stored in self._truth.galleries():
             if stored.spec.gallery_id == gallery_id:
                 caches = GalleryCaches(self._caches_of(stored), stored, read_only=self._read_only)
-                return Gallery(stored, self._truth, caches)
+                gallery = Gallery(stored, self._truth, caches)
+                if self._truth.shared and not self._read_only:
+                    self._upkeep.start(f"follow {gallery_id}", partial(self._follow, gallery))
+                return gallery
         raise GalleryNotFoundError(gallery_id)
 
     def delete(self, gallery_id: str) -> None:
@@ -127,6 +155,27 @@ class GalleryStore:
             if gallery:
                 gallery.discard()
             shutil.rmtree(self._caches_of(stored), ignore_errors=True)
+
+    def _follow(self, gallery: Gallery) -> bool:
+        """Let a gallery follow what others write; tell whether to go on."""
+        try:
+            gallery.follow(FOLLOW_S)
+        except GalleryNotFoundError:
+            with self._loading:
+                if self._loaded.get(gallery.spec.gallery_id) is gallery:
+                    del self._loaded[gallery.spec.gallery_id]
+                    gallery.discard()
+            return False
+        return True
+
+    def _maintain(self, every_s: float) -> bool:
+        if self._upkeep.stopped.wait(every_s):
+            return False
+        for gallery in list(self._loaded.values()):
+            # It may be deleted meanwhile.
+            with suppress(GalleryNotFoundError):
+                gallery.maintain()
+        return True
 
     def _caches_of(self, stored: StoredGallery) -> Path:
         return self._path / "caches" / stored.uuid
@@ -144,6 +193,7 @@ class GalleryStore:
 
     def close(self) -> None:
         """Save all caches and let go of the store; once closed, closing does nothing."""
+        self._upkeep.stop()
         with self._loading:
             if self._closed:
                 return

@@ -1,18 +1,21 @@
-"""What can wait: dead slots are dropped and lists made anew while searches go on."""
+"""What goes on beside searches: dead slots are dropped, lists made anew, changes of others followed."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from matchflow_index.coarse import filled, trained, wanted_lists
+from matchflow_index.errors import StoreUnavailableError
 from matchflow_index.flat_index import FlatIndex
 from matchflow_index.ivf_index import IvfIndex
 from matchflow_index.shelf import Shelf
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from threading import Lock
 
     from numpy.typing import NDArray
@@ -24,6 +27,45 @@ logger = logging.getLogger(__name__)
 # More dead slots than this share are dropped; small galleries may keep theirs.
 MOST_DEAD, LEAST_COMPACTED = 0.25, 4_096
 ROWS_PER_STEP = 4_096
+# Seconds until a store that failed is tried again.
+RETRY_S = 0.5
+
+
+class Upkeep:
+    """Threads that do a piece of work again and again, until it says that it is done or `stop` is called."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, name: str, work: Callable[[], bool]) -> None:
+        """Do `work` in a thread of that name for as long as it returns true; a store that fails is tried again."""
+
+        def run() -> None:
+            failed, going = "", True
+            while going and not self.stopped.is_set():
+                try:
+                    going, failed = work(), ""
+                except StoreUnavailableError as error:
+                    # Said once, not twice a second.
+                    if str(error) != failed:
+                        logger.warning("%s: %s; it goes on once the store is back", name, error)
+                    failed = str(error)
+                    self.stopped.wait(RETRY_S)
+                except Exception:
+                    logger.exception("%s ended", name)
+                    return
+
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads.append(threading.Thread(target=run, name=name, daemon=True))
+        self._threads[-1].start()
+
+    def stop(self) -> None:
+        """Let all threads come to an end, and wait for them."""
+        self.stopped.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
 
 
 def wants_compaction(shelf: Shelf) -> bool:

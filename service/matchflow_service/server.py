@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Seconds between two looks at what can wait: images that have expired, dead slots, caches behind.
+UPKEEP_S = 20.0
 # Lanes beyond the encoder's threads decode the next images while those wait.
 SPARE_LANES = 2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -181,7 +183,7 @@ async def serve(settings: ServiceSettings, *, on_listening: Callable[[int], None
 
 def _open_store(settings: ServiceSettings) -> GalleryStore:
     try:
-        return GalleryStore.open(settings.store)
+        return GalleryStore.open(settings.store, upkeep_s=UPKEEP_S)
     except StoreUnavailableError as error:
         raise StartError(f"can't open the store: {error}") from error
 
