@@ -4,6 +4,7 @@ from matchflow_index.answers import Certificate, Hit, SearchAnswer, SearchTiming
 from matchflow_index.conditions import LabelCondition, LabelRange
 from matchflow_index.errors import (
     BundleMismatchError,
+    EtagMismatchError,
     FeaturesRejectedError,
     GalleryExistsError,
     GalleryIndexError,
@@ -11,6 +12,7 @@ from matchflow_index.errors import (
     ImageNotFoundError,
     ImageRejectedError,
     InvalidQueryError,
+    SequenceNotReachedError,
     StoreUnavailableError,
 )
 from matchflow_index.evaluation import METHODS, EvaluationReport, LabelledImages, Method, Metrics, evaluate
@@ -20,13 +22,14 @@ from matchflow_index.labels import Labels, LabelValue
 from matchflow_index.match_defaults import MatchDefaults
 from matchflow_index.queries import SearchQuery
 from matchflow_index.rankings import RerankState
-from matchflow_index.records import GallerySpec, ImageRecord, KnownImage, NewImage, PutOutcome, PutResult
+from matchflow_index.records import GallerySpec, ImageRecord, KnownImage, NewImage, PutOutcome, PutResult, Unchanged
 from matchflow_index.store import GalleryStore
 
 __all__ = [
     "METHODS",
     "BundleMismatchError",
     "Certificate",
+    "EtagMismatchError",
     "EvaluationReport",
     "FeaturesRejectedError",
     "Gallery",
@@ -57,6 +60,8 @@ __all__ = [
     "SearchAnswer",
     "SearchQuery",
     "SearchTimings",
+    "SequenceNotReachedError",
     "StoreUnavailableError",
+    "Unchanged",
     "evaluate",
 ]

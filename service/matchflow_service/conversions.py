@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from google.protobuf import timestamp_pb2
 
-from matchflow.v1 import gallery_pb2, model_pb2, search_pb2, types_pb2
-from matchflow_index import ImageFilter, LabelCondition, StoreUnavailableError
+from matchflow.v1 import gallery_pb2, model_pb2, types_pb2
+from matchflow_index import StoreUnavailableError
 from matchflow_matching import (
     CellGrid,
     Features,
     FeaturesInvalidError,
     check_unit_length,
 )
-from matchflow_service import fields, names
-from matchflow_service.errors import FieldInvalidError
+from matchflow_service import names
+from matchflow_service.image_fields import etag
+from matchflow_service.labels import labels_message
 from matchflow_service.reranking import rerank_message
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_EXCLUDED_IMAGES = 10_000
-MAX_CONDITIONS = 64
-MAX_CONDITION_VALUES = 1_000
 # What float16 holds.
 LARGEST_SCALE = 65_504.0
 # Rounding a scale to float16 changes a cell's length by at most 5e-4.
@@ -40,9 +38,9 @@ ROUNDING_SLACK = 2e-3
 
 
 def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
-    """Return seconds since 1970 as a message."""
+    """Return seconds since 1970 as a message, to the microsecond: a float has no more."""
     message = timestamp_pb2.Timestamp()
-    message.FromNanoseconds(round(seconds * 1e9))
+    message.FromMicroseconds(round(seconds * 1e6))
     return message
 
 
@@ -82,12 +80,14 @@ def image_message(gallery_id: str, record: ImageRecord) -> gallery_pb2.Image:
     """Return what is stored of an image."""
     return gallery_pb2.Image(
         name=f"galleries/{gallery_id}/images/{record.image_id}",
-        labels=types_pb2.Labels(values=record.labels),
+        labels=labels_message(record.labels),
         row_id=record.row_id,
         content_hash=record.content_hash,
         width_px=record.width_px,
         height_px=record.height_px,
         update_time=timestamp(record.update_time_s),
+        expire_time=None if record.expire_time_s is None else timestamp(record.expire_time_s),
+        etag=etag(record.sequence),
     )
 
 
@@ -160,29 +160,3 @@ def features_hash(features: Features) -> str:
     digest.update(features.cells.tobytes())
     digest.update(features.scales.tobytes())
     return digest.hexdigest()
-
-
-def parse_filter(message: search_pb2.Filter, gallery_id: str, *, also_excluded: str | None) -> ImageFilter:
-    """Return the conditions of a search in `gallery_id`; `also_excluded` is an image id to leave out besides."""
-    fields.at_most(message.labels, "filter.labels", MAX_CONDITIONS)
-    fields.at_most(message.exclude_images, "filter.exclude_images", MAX_EXCLUDED_IMAGES)
-    excluded = {
-        names.parse_image_in(name, gallery_id, f"filter.exclude_images[{i}]")
-        for i, name in enumerate(message.exclude_images)
-    }
-    if also_excluded is not None:
-        excluded.add(also_excluded)
-    return ImageFilter(
-        conditions=tuple(_condition(label, f"filter.labels[{i}]") for i, label in enumerate(message.labels)),
-        exclude=frozenset(excluded),
-    )
-
-
-def _condition(message: search_pb2.LabelCondition, field: str) -> LabelCondition:
-    if not message.any_of:
-        raise FieldInvalidError(f"{field}.any_of", "expected at least one value; got none")
-    fields.at_most(message.any_of, f"{field}.any_of", MAX_CONDITION_VALUES)
-    values = frozenset(fields.label_value(value, f"{field}.any_of[{i}]") for i, value in enumerate(message.any_of))
-    return LabelCondition(
-        field=fields.label_name(message.field, f"{field}.field"), any_of=values, negated=message.negated
-    )

@@ -11,9 +11,8 @@ import numpy as np
 from matchflow_service.errors import FieldInvalidError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-MAX_LABELS = 64
 MAX_LABEL_VALUE_LENGTH = 256
 LABEL_NAME = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 DEFAULT_PAGE_SIZE = 100
@@ -60,16 +59,6 @@ def at_most(values: Sequence[object], field: str, limit: int) -> None:
     """Refuse a list of more than `limit` entries."""
     if len(values) > limit:
         raise FieldInvalidError(field, f"expected at most {limit:,} entries; got {len(values):,}")
-
-
-def labels(values: Mapping[str, str], field: str) -> dict[str, str]:
-    """Return the labels of an image."""
-    if len(values) > MAX_LABELS:
-        raise FieldInvalidError(field, f"expected at most {MAX_LABELS} labels; got {len(values)}")
-    for name, value in values.items():
-        label_name(name, field)
-        label_value(value, f"{field}[{name}]")
-    return dict(values)
 
 
 def label_name(name: str, field: str) -> str:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import empty_pb2
 
 from matchflow.v1 import gallery_pb2, gallery_pb2_grpc
-from matchflow_index import GalleryNotFoundError, GallerySpec
+from matchflow_index import GalleryNotFoundError, GallerySpec, Unchanged
 from matchflow_service import fields, names
 from matchflow_service.conversions import gallery_message, image_message
 from matchflow_service.errors import FieldInvalidError, shown
+from matchflow_service.image_fields import parse_etag, parse_expiry
+from matchflow_service.labels import parse_labels
 from matchflow_service.pages import page_token, parse_page_token
 from matchflow_service.reranking import parse_rerank
 from matchflow_service.workers import on
@@ -149,22 +151,36 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
 
     def _update_image(self, request: gallery_pb2.UpdateImageRequest) -> gallery_pb2.Image:
         name = names.parse_image(request.image.name, "image.name")
-        _check_mask(request.update_mask, "labels")
-        labels = fields.labels(request.image.labels.values, "image.labels.values")
-        record = self._store.gallery(name.gallery_id).update_labels(name.image_id, labels)
+        _check_mask(request.update_mask, "labels", "expire_time", "ttl")
+        paths, ends = set(request.update_mask.paths), request.image.WhichOneof("expiration")
+        if not paths:
+            paths = {"labels"} | ({ends} if ends else set())
+        record = self._store.gallery(name.gallery_id).update(
+            name.image_id,
+            labels=parse_labels(request.image.labels, "image.labels") if "labels" in paths else None,
+            expire_time_s=parse_expiry(request.image, "image.") if paths - {"labels"} else Unchanged.UNCHANGED,
+            if_sequence=parse_etag(request.image.etag, "image.etag"),
+        )
         return image_message(name.gallery_id, record)
 
     def _delete_images(self, request: gallery_pb2.DeleteImagesRequest) -> gallery_pb2.DeleteImagesResponse:
         gallery_id = names.parse_gallery(request.parent, "parent")
         fields.at_most(request.names, "names", MAX_DELETED_IMAGES)
         ids = [names.parse_image_in(name, gallery_id, f"names[{i}]") for i, name in enumerate(request.names)]
-        deleted, missing = self._store.gallery(gallery_id).delete(ids)
+        current = {}
+        for name, value in request.etags.items():
+            field = f"etags[{name}]"
+            image_id, sequence = names.parse_image_in(name, gallery_id, field), parse_etag(value, field)
+            if image_id not in ids or sequence is None:
+                raise FieldInvalidError(field, "expected an etag of one of `names`; got none, or one of another image")
+            current[image_id] = sequence
+        deleted, missing = self._store.gallery(gallery_id).delete(ids, if_sequences=current)
         return gallery_pb2.DeleteImagesResponse(deleted_count=deleted, missing_count=missing)
 
 
-def _check_mask(mask: field_mask_pb2.FieldMask, changeable: str) -> None:
-    """Raise FieldInvalidError for a mask that names anything but the one field that can change."""
-    unknown = set(mask.paths) - {changeable}
+def _check_mask(mask: field_mask_pb2.FieldMask, *changeable: str) -> None:
+    """Raise FieldInvalidError for a mask that names anything but the fields that can change."""
+    unknown = set(mask.paths) - {*changeable}
     if unknown:
         got = shown(", ".join(sorted(unknown)))
-        raise FieldInvalidError("update_mask", f"expected {changeable}, all that can change; got {got}")
+        raise FieldInvalidError("update_mask", f"expected {' or '.join(changeable)}, all that can change; got {got}")

@@ -10,15 +10,17 @@ from google.rpc import status_pb2
 
 from matchflow.v1 import ingest_pb2
 from matchflow_index import KnownImage, NewImage, PutOutcome, PutResult
-from matchflow_service import fields, names
+from matchflow_service import names
 from matchflow_service.conversions import features_hash, parse_features
 from matchflow_service.errors import FieldInvalidError
+from matchflow_service.image_fields import parse_etag, parse_expiry
+from matchflow_service.labels import parse_labels
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from matchflow_index import Gallery
+    from matchflow_index import Gallery, Labels
     from matchflow_matching import Features
     from matchflow_service.images import ImageReader
     from matchflow_service.models import Model
@@ -38,7 +40,9 @@ class Item:
     item_id: int
     name: str
     image_id: str
-    labels: dict[str, str]
+    labels: Labels
+    expire_time_s: float | None
+    if_sequence: int | None
     data: bytes
     features: Features | None
 
@@ -60,6 +64,8 @@ class ReadyItem:
             image_id=self.item.image_id,
             content_hash=self.content_hash,
             labels=self.item.labels,
+            expire_time_s=self.item.expire_time_s,
+            if_sequence=self.item.if_sequence,
             width_px=self.width_px,
             height_px=self.height_px,
             features=features,
@@ -71,7 +77,12 @@ def parse_item(request: ingest_pb2.IngestImagesRequest, gallery: Gallery) -> Ite
     """Return the item in a message; raises what makes it a bad one."""
     spec = gallery.spec
     image_id = names.parse_image_in(request.name, spec.gallery_id, "name")
-    labels = fields.labels(request.labels.values, "labels.values")
+    labels = parse_labels(request.labels, "labels")
+    if_sequence = parse_etag(request.etag, "etag")
+    if request.must_be_new:
+        if if_sequence is not None:
+            raise FieldInvalidError("must_be_new", "expected an etag or must_be_new; got both")
+        if_sequence = 0
     features = None
     match request.WhichOneof("source"):
         case "features":
@@ -84,6 +95,8 @@ def parse_item(request: ingest_pb2.IngestImagesRequest, gallery: Gallery) -> Ite
         name=request.name,
         image_id=image_id,
         labels=labels,
+        expire_time_s=parse_expiry(request),
+        if_sequence=if_sequence,
         data=request.image_bytes,
         features=features,
     )
@@ -92,14 +105,20 @@ def parse_item(request: ingest_pb2.IngestImagesRequest, gallery: Gallery) -> Ite
 def make_ready(item: Item, gallery: Gallery, model: Model, reader: ImageReader) -> ReadyItem | KnownImage | PutResult:
     """Return the item decoded; raises ImageError. Blocks.
 
-    Of an item whose content the gallery holds nothing is decoded: it is a KnownImage where its labels are new, and
-    where they are not its result.
+    Of an item whose content the gallery holds nothing is decoded: it is a KnownImage where its labels or its end are
+    new, and where they are not, whatever its etag, its result.
     """
     content_hash = features_hash(item.features) if item.features else hashlib.sha256(item.data).hexdigest()
     record = gallery.holding(item.image_id, content_hash)
     if record is not None:
-        if record.labels != item.labels:
-            return KnownImage(image_id=item.image_id, content_hash=content_hash, labels=item.labels)
+        if record.labels != item.labels or record.expire_time_s != item.expire_time_s:
+            return KnownImage(
+                image_id=item.image_id,
+                content_hash=content_hash,
+                labels=item.labels,
+                expire_time_s=item.expire_time_s,
+                if_sequence=item.if_sequence,
+            )
         return PutResult(outcome=PutOutcome.UNCHANGED, row_id=record.row_id, sequence=gallery.sequence)
     if item.features:
         return ReadyItem(item=item, content_hash=content_hash)

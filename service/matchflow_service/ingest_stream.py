@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from matchflow_index import ImageRejectedError, KnownImage, NewImage, PutOutcome, PutResult, StoreUnavailableError
+from matchflow_index import (
+    EtagMismatchError,
+    ImageRejectedError,
+    KnownImage,
+    NewImage,
+    PutOutcome,
+    PutResult,
+    StoreUnavailableError,
+)
 from matchflow_service.calls import request_id
 from matchflow_service.errors import ShuttingDownError
 from matchflow_service.ingest_items import Item, ReadyItem, make_ready, parse_item, refused, stored
@@ -218,7 +226,7 @@ class IngestStream:
         put = partial(self._place.gallery.put, [image for _, image in group])
         try:
             results = await on(self._place.workers.store, put)
-        except ImageRejectedError as error:
+        except (ImageRejectedError, EtagMismatchError) as error:
             await self._put_one_by_one(group, error)
         except StoreUnavailableError as error:
             for item, _ in group:

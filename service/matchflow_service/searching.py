@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from matchflow.v1 import search_pb2
 from matchflow_index import RerankState, SearchQuery
 from matchflow_service import fields, names
-from matchflow_service.conversions import parse_filter
+from matchflow_service.errors import FieldInvalidError
+from matchflow_service.filters import differing, parse_exclude_same, parse_filter
 from matchflow_service.reranking import rerank_in, rerank_message
 from matchflow_service.scores import hit_messages
 from matchflow_service.sides import Basis
@@ -23,6 +24,8 @@ MAX_FLOWS = 10_000
 # What keeps a reply within a message, and a search thread from explaining for seconds.
 MAX_FLOWS_OF_ALL_HITS = 100_000
 DEFAULT_TOP_K = 10
+# How long a search may wait for a change that this server has not seen yet.
+MAX_WAIT_S = 1.0
 DEFAULT_FLOWS = 8
 STATES = {
     RerankState.COMPLETE: search_pb2.RerankStatus.STATE_COMPLETE,
@@ -40,6 +43,9 @@ class Search:
     basis: Basis
     query: search_pb2.Query
     filter: ImageFilter
+    exclude_same: tuple[str, ...]
+    group_by: str | None
+    group_limit: int
     top_k: int
     scoring: MatchDefaults
     max_flows: int
@@ -48,7 +54,7 @@ class Search:
 
 
 def parse_search(request: search_pb2.SearchRequest, sides: Sides) -> Search:
-    """Check a request. Blocks on the store; raises FieldInvalidError and GalleryNotFoundError."""
+    """Check a request. Blocks on the store; raises FieldInvalidError, GalleryNotFoundError, SequenceNotReachedError."""
     gallery_id = names.parse_gallery(request.gallery, "gallery")
     has = request.HasField
     top_k = fields.whole(request.top_k, "top_k", low=1, high=MAX_TOP_K) if has("top_k") else DEFAULT_TOP_K
@@ -59,13 +65,22 @@ def parse_search(request: search_pb2.SearchRequest, sides: Sides) -> Search:
     if request.query.WhichOneof("source") == "image" and not request.include_query_image:
         name = names.parse_image(request.query.image, "query.image")
         excluded = name.image_id if name.gallery_id == gallery_id else None
+    if request.at_least_sequence < 0:
+        raise FieldInvalidError("at_least_sequence", f"expected 0 or more; got {request.at_least_sequence}")
+    group_by, group_limit = _groups(request)
+    exclude_same = parse_exclude_same(request)
     image_filter = parse_filter(request.filter, gallery_id, also_excluded=excluded)
     gallery = sides.store.gallery(gallery_id)
+    if request.at_least_sequence:
+        gallery.wait_for(request.at_least_sequence, MAX_WAIT_S)
     return Search(
         gallery=gallery,
         basis=Basis.of(gallery.spec),
         query=request.query,
         filter=image_filter,
+        exclude_same=exclude_same,
+        group_by=group_by,
+        group_limit=group_limit,
         top_k=top_k,
         scoring=rerank_in(gallery, request.rerank),
         max_flows=flows,
@@ -74,8 +89,23 @@ def parse_search(request: search_pb2.SearchRequest, sides: Sides) -> Search:
     )
 
 
+def _groups(request: search_pb2.SearchRequest) -> tuple[str | None, int]:
+    """Return the label whose values make groups, and how many hits of each are returned."""
+    if not request.group_by:
+        if request.HasField("group_limit"):
+            raise FieldInvalidError("group_limit", f"expected group_by with it; got {request.group_limit} alone")
+        return None, 1
+    group_by = fields.label_name(request.group_by, "group_by")
+    if not request.HasField("group_limit"):
+        return group_by, 1
+    return group_by, fields.whole(request.group_limit, "group_limit", low=1, high=MAX_TOP_K)
+
+
 def answer(search: Search, side: Side, sides: Sides, deadline: Deadline) -> search_pb2.SearchResponse:
     """Run the two stages for a query's features. Blocks."""
+    image_filter = search.filter
+    if side.record is not None:
+        image_filter = differing(image_filter, side.record.labels, search.exclude_same)
     found = search.gallery.search(
         SearchQuery(
             features=side.features,
@@ -83,7 +113,9 @@ def answer(search: Search, side: Side, sides: Sides, deadline: Deadline) -> sear
             depth=search.scoring.depth,
             settings=search.scoring.settings,
             max_flows=search.max_flows,
-            filter=search.filter,
+            filter=image_filter,
+            group_by=search.group_by,
+            group_limit=search.group_limit,
             min_score=search.min_score,
             deadline=deadline.at_s,
             exhaustive=search.exhaustive,

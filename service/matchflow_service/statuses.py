@@ -14,16 +14,19 @@ from matchflow.v1 import types_pb2
 from matchflow_bundle import ImageTooLargeError, ImageUnreadableError
 from matchflow_index import (
     BundleMismatchError,
+    EtagMismatchError,
     FeaturesRejectedError,
     GalleryExistsError,
     GalleryNotFoundError,
     ImageNotFoundError,
     ImageRejectedError,
     InvalidQueryError,
+    SequenceNotReachedError,
     StoreUnavailableError,
 )
 from matchflow_matching import FeaturesInvalidError, SettingsInvalidError
 from matchflow_service import errors
+from matchflow_service.image_fields import etag
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -53,6 +56,14 @@ def _no_details(_: Any) -> list[Message]:
 
 def _both_digests(error: Any) -> dict[str, str]:
     return {"expected_digest": error.expected, "actual_digest": error.actual}
+
+
+def _both_etags(error: EtagMismatchError) -> dict[str, str]:
+    return {"expected_etag": etag(error.expected), "actual_etag": etag(error.actual)}
+
+
+def _both_sequences(error: SequenceNotReachedError) -> dict[str, str]:
+    return {"wanted_sequence": str(error.wanted), "reached_sequence": str(error.reached)}
 
 
 def _violation(error: errors.FieldInvalidError) -> list[Message]:
@@ -109,6 +120,8 @@ RULES: dict[type[BaseException], Rule] = {
     errors.ShuttingDownError: Rule(code_pb2.UNAVAILABLE, types_pb2.ERROR_REASON_SHUTTING_DOWN),
     errors.DeadlinePassedError: Rule(code_pb2.DEADLINE_EXCEEDED, types_pb2.ERROR_REASON_DEADLINE_EXCEEDED),
     StoreUnavailableError: Rule(code_pb2.UNAVAILABLE, types_pb2.ERROR_REASON_STORE_UNAVAILABLE),
+    EtagMismatchError: Rule(code_pb2.ABORTED, types_pb2.ERROR_REASON_ETAG_MISMATCH, _both_etags),
+    SequenceNotReachedError: Rule(code_pb2.UNAVAILABLE, types_pb2.ERROR_REASON_SEQUENCE_NOT_REACHED, _both_sequences),
 }
 
 

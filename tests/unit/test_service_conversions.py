@@ -20,9 +20,9 @@ from service_harness import encoded, picture, random_features
 if TYPE_CHECKING:
     from matchflow_service.models import Model
 
-from matchflow.v1 import search_pb2, types_pb2
+from matchflow.v1 import types_pb2
 from matchflow_bundle import ImageUnreadableError, Preprocessing, ResizePolicy
-from matchflow_index import GalleryNotFoundError, LabelCondition
+from matchflow_index import GalleryNotFoundError
 from matchflow_matching import CellGrid, FeaturesInvalidError
 from matchflow_service import conversions
 from matchflow_service.calls import CallInterceptor, CallsInFlight
@@ -30,7 +30,6 @@ from matchflow_service.deadlines import Deadline
 from matchflow_service.errors import (
     BundleNotLoadedError,
     DeadlinePassedError,
-    FieldInvalidError,
     ModelNotFoundError,
     ShuttingDownError,
 )
@@ -102,18 +101,6 @@ def test_scales_too_small_for_float16_become_zero_without_a_warning() -> None:
     message = conversions.features_message(random_features(1, cells=GRID.size, dim=8)[0], "digest")
     message.cell_scales[0] = 1e-12
     assert conversions.parse_features(message, GRID, 8).scales[0] == 0
-
-
-def test_a_filter_carries_conditions_and_exclusions() -> None:
-    message = search_pb2.Filter(
-        labels=[search_pb2.LabelCondition(field="designer", any_of=["a", "b", "a"], negated=True)],
-        exclude_images=["galleries/g/images/x"],
-    )
-    parsed = conversions.parse_filter(message, "g", also_excluded="self")
-    assert parsed.exclude == {"x", "self"}
-    assert parsed.labels == (LabelCondition(field="designer", any_of=frozenset("ab"), negated=True),)
-    with pytest.raises(FieldInvalidError, match="at most 64 entries"):
-        conversions.parse_filter(search_pb2.Filter(labels=[search_pb2.LabelCondition()] * 65), "g", also_excluded=None)
 
 
 def test_boxes_follow_the_preprocessing_of_the_bundle() -> None:

@@ -136,18 +136,6 @@ def test_a_page_size_of_zero_is_the_default() -> None:
     assert (fields.page_size(0), fields.page_size(7), fields.page_size(1000)) == (100, 7, 1000)
 
 
-def test_labels_are_taken_to_their_limits_and_not_beyond() -> None:
-    largest = {f"{i:064}"[-64:]: "v" * 256 for i in range(64)}
-    assert fields.labels(largest, "labels") == largest
-    with pytest.raises(FieldInvalidError, match="at most 64 labels; got 65"):
-        fields.labels({f"n{i}": "" for i in range(65)}, "labels")
-    for name in ("", "n" * 65, "N", "a b", "ä", "a\n"):
-        with pytest.raises(FieldInvalidError, match="1-64 characters"):
-            fields.labels({name: ""}, "labels")
-    with pytest.raises(FieldInvalidError, match="at most 256 characters; got 257"):
-        fields.labels({"n": "v" * 257}, "labels")
-
-
 @given(st.text(), st.text(), st.text())
 def test_a_page_token_is_read_back_by_its_own_request_only(method: str, parent: str, after: str) -> None:
     token = page_token(method, parent, after)

@@ -14,12 +14,14 @@ from matchflow.v1 import types_pb2
 from matchflow_bundle import ImageTooLargeError, ImageUnreadableError
 from matchflow_index import (
     BundleMismatchError,
+    EtagMismatchError,
     FeaturesRejectedError,
     GalleryExistsError,
     GalleryNotFoundError,
     ImageNotFoundError,
     ImageRejectedError,
     InvalidQueryError,
+    SequenceNotReachedError,
     StoreUnavailableError,
 )
 from matchflow_matching import FeaturesInvalidError, SettingsInvalidError
@@ -50,6 +52,8 @@ CASES: list[tuple[Exception, str, str]] = [
     (errors.ShuttingDownError(), "UNAVAILABLE", "SHUTTING_DOWN"),
     (errors.DeadlinePassedError(), "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"),
     (StoreUnavailableError("disk full"), "UNAVAILABLE", "STORE_UNAVAILABLE"),
+    (EtagMismatchError("g", "i", expected=7, actual=9), "ABORTED", "ETAG_MISMATCH"),
+    (SequenceNotReachedError("g", wanted=9, reached=7), "UNAVAILABLE", "SEQUENCE_NOT_REACHED"),
 ]
 
 
@@ -144,3 +148,14 @@ def test_a_status_survives_the_wire() -> None:
     info = error_details_pb2.ErrorInfo()
     assert packed.Unpack(info)
     assert info.domain == "matchflow"
+
+
+def test_a_mismatch_says_both_etags_and_none_for_an_image_that_is_gone() -> None:
+    changed = status(EtagMismatchError("g", "i", expected=7, actual=9))
+    assert changed.metadata == {"expected_etag": '"7"', "actual_etag": '"9"'}
+    assert status(EtagMismatchError("g", "i", expected=7, actual=0)).metadata["actual_etag"] == ""
+
+
+def test_a_server_that_lags_says_how_far_it_got() -> None:
+    behind = status(SequenceNotReachedError("g", wanted=9, reached=7))
+    assert behind.metadata == {"wanted_sequence": "9", "reached_sequence": "7"}
