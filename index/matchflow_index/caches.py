@@ -44,7 +44,7 @@ class GalleryCaches:
         self._directory = directory
         self._gallery = gallery
         self._layout = RowLayout.of(gallery.spec)
-        self._read_only = read_only
+        self.read_only = read_only
         self.saved_sequence: int | None = None
 
     def open_shelf(self, snapshot: Snapshot) -> Shelf:
@@ -62,7 +62,7 @@ class GalleryCaches:
         arrays = decode_arrays(payload)
         slots = Slots.decode(arrays, size=header.slots)
         slab = CellSlab.open(
-            self._slab_path(header.slab_token), self._layout, header.slots, header.slab_token, read_only=self._read_only
+            self._slab_path(header.slab_token), self._layout, header.slots, header.slab_token, read_only=self.read_only
         )
         try:
             shelf, whole = self._load_shelf(header, slots, slab, arrays["block_checksums"], snapshot)
@@ -90,7 +90,7 @@ class GalleryCaches:
         return shelf, read is not None
 
     def _check_following(self, missed: int) -> None:
-        if self._read_only and missed:
+        if self.read_only and missed:
             raise CacheDamagedError(f"the caches are {missed} changes behind, and the store is read-only")
 
     def _check(self, header: CacheHeader, snapshot: Snapshot) -> None:
@@ -123,7 +123,7 @@ class GalleryCaches:
         damaged = np.flatnonzero(found != expected)
         if not len(damaged):
             return False, lost
-        if self._read_only:
+        if self.read_only:
             raise CacheDamagedError(f"the checksums of the slab do not match its bytes in {len(damaged)} blocks")
         name = self._gallery.spec.gallery_id
         logger.warning("%d of %d blocks of the slab of gallery %s are damaged", len(damaged), len(found), name)
@@ -159,12 +159,12 @@ class GalleryCaches:
 
     def new_slab(self) -> CellSlab:
         """Return an empty slab for this gallery; one of nobody's when the store is read-only."""
-        if self._read_only:
+        if self.read_only:
             return CellSlab.private(self._layout)
         return CellSlab.create(self._directory / "cells.new", self._layout)
 
     def _rebuild(self, snapshot: Snapshot) -> Shelf:
-        if not self._read_only:
+        if not self.read_only:
             self._forget()
         slab = self.new_slab()
         shelf = Shelf(slab=slab, coarse=FlatIndex(self._layout.dim), slots=Slots(), sequence=0)
@@ -196,7 +196,7 @@ class GalleryCaches:
         A failure is a warning, since nothing is lost but time at the next opening. Nothing is written while there are
         features of removed images in the slab.
         """
-        if self._read_only or self.saved_sequence == shelf.sequence:
+        if self.read_only or self.saved_sequence == shelf.sequence:
             return True
         if history is None or not shelf.is_erased:
             return False

@@ -6,7 +6,7 @@ ahead can, the search is over. In a chunk, `match` leaves out pairs that a bound
 So every image is matched, or proved to score strictly less than the last hit; equal scores are never skipped, since the
 image id decides between them.
 
-All of it is one moment of the gallery: what the slots hold is kept while anybody looks (see Shelf.pinned), and what
+All of it is one moment of the gallery: what the slots hold is kept while anybody looks (see Shelf.pin), and what
 does change is copied under the lock. Nothing is locked while images are matched.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from matchflow_index.image_ids import ImageIds
     from matchflow_index.queries import SearchQuery
-    from matchflow_index.shelf import Shelf
+    from matchflow_index.sight import Sight
     from matchflow_index.slab import CellSlab
     from matchflow_matching import CellGrid, Matches, MatchSettings
 
@@ -82,9 +82,9 @@ class Moment:
         return ranks
 
 
-def look(shelf: Shelf, query: SearchQuery) -> Moment | None:
+def look(sight: Sight, query: SearchQuery) -> Moment | None:
     """Return the gallery as it is now; None when time is up before that is done."""
-    with shelf.lock.reading():
+    with sight.still(pinned=True) as shelf:
         selection = shelf.select(query.filter, query.now_s)
         slots = shelf.live_slots if selection.allowed is None else np.flatnonzero(selection.allowed)
         slots = slots[~np.isin(slots, list(selection.without))]
@@ -142,18 +142,13 @@ class Best:
         self.matches = taken(everything, order)
 
 
-def widen(shelf: Shelf, query: SearchQuery, grid: CellGrid, first: Ranking) -> Ranking:
+def widen(sight: Sight, query: SearchQuery, grid: CellGrid, first: Ranking) -> Ranking:
     """Return the best of the whole gallery inside the filter, proved, unless the deadline comes before that.
 
     `first` is what the two stages gave; it is returned, as PARTIAL, when the time did not suffice for more.
     """
     start_s = time.perf_counter()
-    with shelf.pinned():
-        return _widen(shelf, query, grid, first, start_s)
-
-
-def _widen(shelf: Shelf, query: SearchQuery, grid: CellGrid, first: Ranking, start_s: float) -> Ranking:
-    settings, moment = second_stage(query), look(shelf, query)
+    settings, moment = second_stage(query), look(sight, query)
     unproved = replace(first, state=RerankState.PARTIAL if first.count else first.state)
     if settings is None or moment is None:
         return unproved

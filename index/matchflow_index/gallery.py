@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from matchflow_index.errors import (
     GalleryNotFoundError,
     ImageNotFoundError,
     SequenceNotReachedError,
+    StoreUnavailableError,
 )
 from matchflow_index.evaluation import LabelledImages
 from matchflow_index.filling import catch_up
@@ -27,6 +30,7 @@ from matchflow_index.match_defaults import MatchDefaults
 from matchflow_index.records import ImageRecord, KnownImage, PutOutcome, PutResult, RowLayout, Unchanged
 from matchflow_index.search import search
 from matchflow_index.shelf import Update
+from matchflow_index.sight import Sight
 from matchflow_index.upkeep import compacted, make_lists, wants_compaction
 
 if TYPE_CHECKING:
@@ -42,8 +46,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How often a search is done again whose hits were changed under it.
-MOST_LOOKS = 3
+# How often a search is done again whose hits were changed under it, in a truth that is shared.
+MOST_LOOKS = 5
+# Seconds that a search waits for changes that are durable already to be shown.
+SETTLE_S = 0.25
 # The caches are saved after so many changes, or this share of all images.
 SAVE_CHANGES, SAVE_SHARE = 10_000, 0.05
 
@@ -53,6 +59,7 @@ class _Plan:
     """What a transaction did, for the shelf to follow once it is durable."""
 
     results: list[PutResult] = field(default_factory=list)
+    records: list[ImageRecord] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
 
 
@@ -72,6 +79,8 @@ class Gallery:
         self._latest_s = 0.0
         with truth.read(stored) as snapshot:
             self._shelf = caches.open_shelf(snapshot)
+            # Who may not write to the caches can't follow what others change, and shows one moment for good.
+            self._kept = {record.image_id: record for record in snapshot.records()} if caches.read_only else None
 
     @property
     def spec(self) -> GallerySpec:
@@ -170,7 +179,8 @@ class Gallery:
 
     def _put(self, transaction: Transaction, image: NewImage | KnownImage, now_s: float, plan: _Plan) -> None:
         old = transaction.record(image.image_id)
-        self._check_etag(image.image_id, old, image.if_sequence)
+        # What has expired counts as gone.
+        self._check_etag(image.image_id, None if old and old.is_expired(now_s) else old, image.if_sequence)
         if old is not None and old.content_hash == image.content_hash:
             new = replace(old, labels=dict(image.labels), expire_time_s=image.expire_time_s)
             self._relabel(transaction, new, now_s, plan)
@@ -201,7 +211,7 @@ class Gallery:
         if if_sequence is not None and if_sequence != found:
             raise EtagMismatchError(self.spec.gallery_id, image_id, expected=if_sequence, actual=found)
 
-    def _relabel(self, transaction: Transaction, record: ImageRecord, now_s: float, plan: _Plan) -> None:
+    def _relabel(self, transaction: Transaction, record: ImageRecord, now_s: float, plan: _Plan) -> ImageRecord:
         outcome, sequence = PutOutcome.UNCHANGED, transaction.sequence
         if record != transaction.record(record.image_id):
             record = replace(record, update_time_s=now_s, sequence=sequence + 1)
@@ -209,6 +219,7 @@ class Gallery:
             plan.updates.append(Update(change=change, record=record))
             outcome, sequence = PutOutcome.UPDATED, change.sequence
         plan.results.append(PutResult(outcome=outcome, row_id=record.row_id, sequence=sequence))
+        return record
 
     def update(
         self,
@@ -226,18 +237,17 @@ class Gallery:
             check_labels(image_id, labels)
 
         def work(transaction: Transaction) -> _Plan:
-            plan, old = _Plan(), transaction.record(image_id)
-            if old is None:
+            plan, old, now_s = _Plan(), transaction.record(image_id), self.now_s()
+            if old is None or old.is_expired(now_s):
                 raise ImageNotFoundError(self.spec.gallery_id, image_id)
             self._check_etag(image_id, old, if_sequence)
             new = old if labels is None else replace(old, labels=dict(labels))
             if not isinstance(expire_time_s, Unchanged):
                 new = replace(new, expire_time_s=expire_time_s)
-            self._relabel(transaction, new, self.now_s(), plan)
+            plan.records.append(self._relabel(transaction, new, now_s, plan))
             return plan
 
-        self._commit(work)
-        return self.get(image_id)
+        return self._commit(work).records[0]
 
     def delete(self, image_ids: Iterable[str], *, if_sequences: Mapping[str, int] | None = None) -> tuple[int, int]:
         """Delete images in one transaction; return how many there were, and how many of the ids were not there.
@@ -337,26 +347,52 @@ class Gallery:
         check_features(query.features, self.spec, "the query")
         query = replace(query, now_s=max(query.now_s, self.now_s()))
         for _ in range(MOST_LOOKS - 1):
-            answer = search(self._shelf, query, self.spec.grid, self._records_of)
-            if not answer.held_back or self._shelf.sequence == answer.sequence:
+            with self._sight() as sight:
+                answer = search(sight, query, self.spec.grid)
+            if not answer.held_back or not self._is_live or self.follow(0) == answer.sequence:
                 return answer
             # What was held back has changed since the search began, and others may be in its place.
-        return search(self._shelf, query, self.spec.grid, self._records_of)
+        with self._sight() as sight:
+            return search(sight, query, self.spec.grid)
+
+    @property
+    def _is_live(self) -> bool:
+        """Whether others change the truth while it is looked at."""
+        return self._truth.shared and self._kept is None
+
+    def _sight(self) -> Sight:
+        if self._truth.shared:
+            return Sight(lambda: self._shelf, self._records_of)
+        snapshots = partial(self._truth.read, self._stored)
+        return Sight(lambda: self._shelf, self._records_of, snapshots=snapshots, settled=self._settled)
 
     def _records_of(self, image_ids: Sequence[str]) -> list[ImageRecord | None]:
+        if self._kept is not None:
+            return [self._kept.get(image_id) for image_id in image_ids]
         with self._truth.read(self._stored) as snapshot:
             return snapshot.records_of(image_ids)
 
+    def _settled(self, sequence: int) -> bool:
+        """Wait until searches see a change that the truth has, and tell whether they do."""
+        with self._moved:
+            if self._moved.wait_for(lambda: self._shelf.sequence >= sequence, SETTLE_S):
+                return True
+        # Whoever made it could not show it.
+        with suppress(StoreUnavailableError), self._writer, self._truth.read(self._stored) as snapshot:
+            catch_up(self._shelf, snapshot)
+        return self._shelf.sequence >= sequence
+
     def labelled_images(self) -> LabelledImages:
         """Return everything in the gallery, copied, in order of row id: what `evaluate` works on."""
-        shelf = self._shelf
-        with self._truth.read(self._stored) as snapshot, shelf.lock.reading():
-            records = sorted(snapshot.records(), key=lambda record: record.row_id)
-            slots = [shelf.slot(record.image_id) for record in records]
+        with self._sight() as sight, sight.still() as shelf:
+            slots = shelf.live_slots
+            slots = slots[np.argsort(shelf.slots.row_ids.values[slots])]
+            row_ids = shelf.slots.row_ids.values[slots].tolist()
+            records = sight.records_of(shelf.slots.ids.of(slots))
             kept = [
                 (slot, record)
-                for slot, record in zip(slots, records, strict=True)
-                if slot is not None and shelf.slots.row_ids.values[slot] == record.row_id
+                for slot, row_id, record in zip(slots.tolist(), row_ids, records, strict=True)
+                if record is not None and record.row_id == row_id
             ]
             features = shelf.slab.gather(np.array([slot for slot, _ in kept], np.int64))
         return LabelledImages(
@@ -383,25 +419,33 @@ class Gallery:
         """Let a shelf without dead slots take the place of one with many; searches go on in the old one till then."""
         with self._writer:
             old = self._shelf
-            if not wants_compaction(old):
+            if old.slab.closed or not wants_compaction(old):
                 return
-            with old.lock.reading():
-                self._shelf = compacted(old, self._caches.new_slab())
+            slab = self._caches.new_slab()
+            try:
+                with old.lock.reading():
+                    new = compacted(old, slab)
+            except StoreUnavailableError:
+                slab.close()
+                raise
+            self._shelf = new
             self._caches.saved_sequence = None
             # Whoever still searches there keeps its mapping.
-            old.slab.close()
+            old.close()
         logger.info("dropped %d dead slots of gallery %s", old.size - old.count, self.spec.gallery_id)
         self.save()
 
     def save(self) -> None:
         """Bring the caches on disk up to date, so that the next opening is quick."""
-        with self._writer, self._shelf.lock.reading():
+        with self._writer:
+            # Before the shelf is locked: a search that looks at the truth waits for the shelf.
             try:
                 with self._truth.read(self._stored) as snapshot:
                     history = snapshot.history(self._shelf.sequence)
             except GalleryNotFoundError:
                 return
-            self._caches.save(self._shelf, history)
+            with self._shelf.lock.reading():
+                self._caches.save(self._shelf, history)
 
     def close(self) -> None:
         """Save the caches and let go of the files."""
@@ -409,6 +453,6 @@ class Gallery:
         self.discard()
 
     def discard(self) -> None:
-        """Let go of the files without saving anything; what is in memory can still be searched."""
+        """Let go of the files without saving anything; searches that have begun are answered."""
         with self._writer:
-            self._shelf.slab.close()
+            self._shelf.close()

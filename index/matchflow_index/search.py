@@ -20,29 +20,35 @@ from matchflow_index.shortlist import propose
 from matchflow_matching import match
 
 if TYPE_CHECKING:
-    from matchflow_index.answers import RecordsOf
-    from matchflow_index.shelf import Shelf
     from matchflow_index.shortlist import Shortlist
+    from matchflow_index.sight import Sight
     from matchflow_matching import CellGrid, Matches, MatchSettings
 
 
-def search(shelf: Shelf, query: SearchQuery, grid: CellGrid, records_of: RecordsOf) -> SearchAnswer:
-    """Answer a query in a gallery of that grid; `records_of` looks up what the truth has of the hits.
+def search(sight: Sight, query: SearchQuery, grid: CellGrid) -> SearchAnswer:
+    """Answer a query in a gallery of that grid.
 
     The features must fit the gallery; raises InvalidQueryError for the rest.
     """
     check_query(query)
-    ranking = two_stages(shelf, query, grid)
-    if query.exhaustive and not ranking.is_proved(ranking.best(query), query):
-        ranking = widen(shelf, query, grid, ranking)
-    return answer(ranking, query, grid, records_of)
+    ranking = two_stages(sight, query, grid)
+    best = ranking.best(query)
+    if not query.exhaustive or ranking.is_proved(best, query):
+        return answer(ranking, query, grid, sight.records_of)
+    # Should time be up before there is anything better, these are answered as they were when they were found.
+    names = [ranking.shortlist.image_ids[k] for k, _ in best]
+    known = dict(zip(names, sight.records_of(names), strict=True))
+    widest = widen(sight, query, grid, ranking)
+    if widest.shortlist is ranking.shortlist:
+        return answer(widest, query, grid, lambda image_ids: [known[image_id] for image_id in image_ids])
+    return answer(widest, query, grid, sight.records_of)
 
 
-def two_stages(shelf: Shelf, query: SearchQuery, grid: CellGrid) -> Ranking:
+def two_stages(sight: Sight, query: SearchQuery, grid: CellGrid) -> Ranking:
     """Return the shortlist with the first `depth` of it matched, or as many as the deadline lets be."""
     settings = second_stage(query)
     wanted = max(query.top_k, query.depth) if settings else query.top_k
-    shortlist = propose(shelf, query, wanted)
+    shortlist = propose(sight, query, wanted)
     if settings is None:
         return Ranking(
             shortlist=shortlist,

@@ -7,7 +7,7 @@ of a few bytes; its record stays in the truth.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from matchflow_index.locking import ReadWriteLock
 from matchflow_index.truth import ChangeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -144,6 +144,7 @@ class Shelf:
         self.count = int(np.count_nonzero(slots.live.values))
         self._longest_cell: float | None = None
         self._pins = 0
+        self._pinning = threading.Lock()
         self._unerased: list[int] = []
 
     @property
@@ -196,17 +197,24 @@ class Shelf:
         """Return the ids of the images that count as gone at a time."""
         return self.slots.ids.of(np.flatnonzero(self.slots.expire_times_s.values <= now_s))
 
-    @contextmanager
-    def pinned(self) -> Iterator[None]:
-        """Keep the features of all slots as they are, those of images that are removed meanwhile included."""
-        with self.lock.writing():
+    def pin(self) -> None:
+        """Keep the features of all slots, those of images that are removed meanwhile included, until `unpin`.
+
+        For those who hold `lock.reading()`.
+        """
+        with self._pinning:
             self._pins += 1
-        try:
-            yield
-        finally:
-            with self.lock.writing():
-                self._pins -= 1
-                self._erase()
+
+    def unpin(self) -> None:
+        """Let go of what was pinned."""
+        with self.lock.writing():
+            self._pins -= 1
+            self._erase()
+
+    def close(self) -> None:
+        """Let go of the slab's file; searches go on in memory."""
+        with self.lock.writing():
+            self.slab.close()
 
     def apply(self, updates: Sequence[Update], sequence: int) -> None:
         """Show searches all changes up to `sequence` at once; StoreUnavailableError when the slab can't take them.
@@ -240,8 +248,12 @@ class Shelf:
         start = self.size
         # First what can fail: slots must mean the same everywhere.
         self.slab.append([update.row for update in updates if update.row is not None])
-        norms = self.slab.cell_norms(start, self.slab.size)
-        self.coarse.add(self.slab.embeddings(start, self.slab.size))
+        try:
+            norms = self.slab.cell_norms(start, self.slab.size)
+            self.coarse.add(self.slab.embeddings(start, self.slab.size))
+        except BaseException:
+            self.slab.size = start
+            raise
         self.slots.extend([update.record for update in updates if update.record is not None], norms)
         self.slots.live.values[start:] = False
         return {update.change.row_id: slot for slot, update in enumerate(updates, start)}
@@ -270,7 +282,8 @@ class Shelf:
         self._unerased.append(slot)
 
     def _erase(self) -> None:
-        if self._unerased and not self._pins:
+        # Whoever closes the slab's file removes it, or finds at the next opening what is to be erased.
+        if self._unerased and not self._pins and not self.slab.closed:
             self.slab.erase(np.array(self._unerased))
             self._unerased = []
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from matchflow_index.queries import SearchQuery
     from matchflow_index.shelf import Selection, Shelf
+    from matchflow_index.sight import Sight
     from matchflow_matching.features import FeatureBatch
 
 # FAISS sums in another order than we do: proposals this far beyond the cut are looked at again.
@@ -66,7 +67,7 @@ class _Proposal:
     unseen: float
 
 
-def propose(shelf: Shelf, query: SearchQuery, count: int) -> Shortlist:
+def propose(sight: Sight, query: SearchQuery, count: int) -> Shortlist:
     """Return the `count` best images inside the filter in coarse order, or all when there are fewer.
 
     FAISS only proposes: the cosine that counts is computed as `match` computes it, so a pair has the same one in every
@@ -75,7 +76,7 @@ def propose(shelf: Shelf, query: SearchQuery, count: int) -> Shortlist:
     whole gallery. Lists of quantised vectors miss some: see ivf_index.py.
     """
     start_s = time.perf_counter()
-    with shelf.lock.reading():
+    with sight.still() as shelf:
         selection = shelf.select(query.filter, query.now_s)
         found = _proposed(shelf, query.features.embedding, count, selection)
         ids = shelf.slots.ids

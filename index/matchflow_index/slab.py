@@ -199,8 +199,15 @@ class CellSlab:
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Let go of the file; what was gathered stays valid."""
-        os.close(self._descriptor)
+        """Let go of the file; what was gathered stays valid. Once closed, closing does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file was let go of."""
+        return self._descriptor < 0
 
 
 def _header(layout: RowLayout, token: str) -> bytes:

@@ -28,7 +28,7 @@ from matchflow_index import (
 )
 from matchflow_index.exhaustive import look
 from matchflow_index.gallery import _Plan
-from matchflow_index.search import search
+from matchflow_index.labels import LabelKind
 from matchflow_matching import FeatureBatch, MatchMode, MatchSettings, explain, match, quantise, top_flows
 from matching_strategies import random_batch
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from matchflow_bundle import Bundle
     from matchflow_index import NewImage, SearchAnswer
-    from matchflow_index.shelf import Shelf
+    from matchflow_index.sight import Sight
     from matchflow_matching import CellGrid, Matches
 
 Plant = Callable[[pytest.MonkeyPatch, float], None]
@@ -139,7 +139,7 @@ def test_of_real_images_any_filter_and_cut_is_answered_exactly(data: st.DataObje
         settings=MatchSettings.of(data.draw(st.sampled_from(MODES)), global_weight=data.draw(st.sampled_from([0, 1]))),
         max_flows=0,
         filter=ImageFilter(
-            labels=tuple(data.draw(st.lists(conditions, max_size=1))),
+            conditions=tuple(data.draw(st.lists(conditions, max_size=1))),
             exclude=data.draw(st.frozensets(names, max_size=50)),
         ),
         min_score=data.draw(st.none() | st.floats(0, 2)),
@@ -206,10 +206,10 @@ def searches(draw: st.DrawFn) -> SearchQuery:
     )
 
 
-def elsewhere(shelf: Shelf, query: SearchQuery) -> exhaustive.Moment | None:
-    """Look at a gallery that has changed since the two stages were done."""
-    shelf.sequence += 1
-    return look(shelf, query)
+def elsewhere(sight: Sight, query: SearchQuery) -> exhaustive.Moment | None:
+    """Look at a gallery as if it had changed since the two stages were done."""
+    moment = look(sight, query)
+    return moment and replace(moment, sequence=moment.sequence + 1)
 
 
 @given(query=searches(), changed=st.booleans())
@@ -442,10 +442,10 @@ def test_of_an_empty_gallery_everything_is_proved(tmp_path: Path, *, exhaustivel
 
 def test_what_an_index_shows_against_the_filter_is_no_proof(world: World) -> None:
     # A fault is planted: the column says odd of every image.
-    shelf: Any = world.gallery._shelf
-    column = shelf._labels._columns["parity"].values
+    stored = world.gallery._shelf.slots.labels._columns["parity", LabelKind.TEXT]
+    column = stored.entries.values
     before = column.copy()
-    column[:] = shelf._labels._code("parity", "odd")
+    column[:] = stored.texts["odd"]
     try:
         for exhaustively in (False, True):
             query = SearchQuery(
@@ -468,7 +468,6 @@ def test_a_row_that_is_not_finite_comes_last_and_spoils_no_proof(tmp_path: Path,
         damaged = replace(images[0].features, **{where: np.full_like(getattr(images[0].features, where), np.nan)})
         # The check of what is put is gone around.
         image = replace(images[0], features=damaged)
-        shelf = gallery._shelf
         gallery._commit(lambda transaction: plan_of(gallery, transaction, image))
         for top_k in (3, 100):
             query = SearchQuery(
@@ -479,7 +478,7 @@ def test_a_row_that_is_not_finite_comes_last_and_spoils_no_proof(tmp_path: Path,
                 max_flows=0,
                 exhaustive=True,
             )
-            answer = search(shelf, query, GRID)
+            answer = gallery.search(query)
             assert answer.exact
             assert shown(answer)[:59] == naive_search(images[1:], query, exhaustive=True)
             assert (answer.hits[-1].record.image_id == "image-000") == (top_k == 100)
@@ -488,7 +487,6 @@ def test_a_row_that_is_not_finite_comes_last_and_spoils_no_proof(tmp_path: Path,
 def plan_of(gallery: Gallery, transaction: Any, image: NewImage) -> Any:
     plan = _Plan()
     gallery._put(transaction, image, 0.0, plan)
-    gallery._shelf.slab.write(plan.rows)
     return plan
 
 
@@ -540,9 +538,9 @@ def test_what_was_matched_before_a_change_does_not_count(tmp_path: Path, monkeyp
         gallery.put(images)
         gone = {hit.record.image_id for hit in gallery.search(query).hits[:3]}
 
-        def changed(shelf: Shelf, query: SearchQuery) -> exhaustive.Moment | None:
+        def changed(sight: Sight, query: SearchQuery) -> exhaustive.Moment | None:
             gallery.delete(gone)
-            return look(shelf, query)
+            return look(sight, query)
 
         monkeypatch.setattr(exhaustive, "look", changed)
         answer = gallery.search(query)

@@ -78,8 +78,8 @@ def test_other_labels_keep_the_row(gallery: Gallery) -> None:
     before = gallery.put([image])[0]
     after = gallery.put([replace(image, labels={"parity": "odd", "new": "yes"})])[0]
     assert (after.outcome, after.row_id, after.sequence) == (PutOutcome.UPDATED, before.row_id, 2)
-    odd = ImageFilter(labels=(LabelCondition(field="parity", any_of=frozenset({"odd"})),))
-    even = ImageFilter(labels=(LabelCondition(field="parity", any_of=frozenset({"even"})),))
+    odd = ImageFilter(conditions=(LabelCondition(field="parity", any_of=frozenset({"odd"})),))
+    even = ImageFilter(conditions=(LabelCondition(field="parity", any_of=frozenset({"even"})),))
     assert found(gallery, odd) == {image.image_id}
     assert not found(gallery, even)
 
@@ -130,7 +130,7 @@ def test_an_id_that_cannot_be_stored_is_refused(gallery: Gallery, image_id: str)
 def test_a_label_that_cannot_be_stored_is_refused(gallery: Gallery) -> None:
     gallery.put(new_images(1))
     with pytest.raises(ImageRejectedError):
-        gallery.update_labels("image-000", {"name": "\udfff"})
+        gallery.update("image-000", labels={"name": "\udfff"})
 
 
 def test_ids_of_any_length_and_script_work(gallery: Gallery) -> None:
@@ -203,17 +203,17 @@ def test_a_known_image_with_a_label_that_cannot_be_stored_is_refused(gallery: Ga
 
 def test_labels_are_replaced_and_search_follows(gallery: Gallery) -> None:
     gallery.put(new_images(4))
-    record = gallery.update_labels("image-002", {"colour": "red"})
+    record = gallery.update("image-002", labels={"colour": "red"})
     assert record == gallery.get("image-002")
     assert record.labels == {"colour": "red"}
-    red = ImageFilter(labels=(LabelCondition(field="colour", any_of=frozenset({"red"})),))
+    red = ImageFilter(conditions=(LabelCondition(field="colour", any_of=frozenset({"red"})),))
     assert found(gallery, red) == {"image-002"}
 
 
 def test_replacing_labels_by_the_same_changes_nothing(gallery: Gallery) -> None:
     gallery.put(new_images(1))
     before = gallery.get("image-000")
-    assert gallery.update_labels("image-000", before.labels) == before
+    assert gallery.update("image-000", labels=before.labels) == before
     assert gallery.sequence == 1
 
 
@@ -241,7 +241,7 @@ def test_a_missing_image_is_named(gallery: Gallery, look: str) -> None:
 
 def test_labels_of_a_missing_image_cannot_be_replaced(gallery: Gallery) -> None:
     with pytest.raises(ImageNotFoundError):
-        gallery.update_labels("nobody", {})
+        gallery.update("nobody", labels={})
 
 
 def test_pages_go_through_everything_once_in_order(gallery: Gallery) -> None:

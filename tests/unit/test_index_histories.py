@@ -34,7 +34,7 @@ CONTENTS.scales[3] *= np.float16(1.5)
 names = st.sampled_from(["a", "b", "c", "ü", "z" * 256])
 contents = st.integers(0, len(CONTENTS) - 1)
 labels = st.dictionaries(st.sampled_from(["colour", "shape"]), st.sampled_from(["red", "round", "blue"]), max_size=2)
-RED = ImageFilter(labels=(LabelCondition(field="colour", any_of=frozenset({"red"})),))
+RED = ImageFilter(conditions=(LabelCondition(field="colour", any_of=frozenset({"red"})),))
 
 
 class GalleryHistory(RuleBasedStateMachine):
@@ -84,7 +84,7 @@ class GalleryHistory(RuleBasedStateMachine):
     def relabel(self, data: st.DataObject, labels: dict[str, str]) -> None:
         name = data.draw(st.sampled_from(sorted(self.images)))
         self.sequence += labels != self.images[name].labels
-        assert self.gallery.update_labels(name, labels).labels == labels
+        assert self.gallery.update(name, labels=labels).labels == labels
         self.images[name] = replace(self.images[name], labels=labels)
 
     @rule(doomed=st.frozensets(names))

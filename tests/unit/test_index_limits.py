@@ -170,9 +170,9 @@ def test_what_a_shortlist_says_of_all_others_is_true(data: st.DataObject, count:
     source = sample_features(copies, seed=data.draw(st.integers(0, 99)))
     with Shelved.of({name: source[k % copies] for k, name in enumerate(names)}, deleted=gone) as shelved:
         query = sample_features(1, seed=5)[0]
-        shortlist = propose(shelved.shelf, query.embedding, count, ImageFilter(exclude=excluded))
+        shortlist = propose(shelved.sight, SearchQuery(features=query, filter=ImageFilter(exclude=excluded)), count)
         inside = shelved.images.keys() - excluded
-        others = inside - {record.image_id for record in shortlist.records}
+        others = inside - set(shortlist.image_ids)
         assert shortlist.total == len(inside)
         assert (shortlist.outside == -math.inf) == (not others)
         for name in others:
@@ -191,16 +191,14 @@ def test_the_limit_of_the_unmatched_is_above_each_of_their_scores(data: st.DataO
     chosen = MatchSettings.of(mode, global_weight=weight)
     with Shelved.of(dict(zip(names, (source[k] for k in range(48)), strict=True))) as shelved:
         query = SearchQuery(features=sample_features(1, seed=5)[0], settings=chosen)
-        shortlist = propose(shelved.shelf, query.features.embedding, data.draw(st.integers(1, 60)), query.filter)
-        matched = data.draw(st.integers(0, len(shortlist.records)))
+        shortlist = propose(shelved.sight, query, data.draw(st.integers(1, 60)))
+        matched = data.draw(st.integers(0, len(shortlist.image_ids)))
         limit = unmatched_limit(query, chosen, shortlist, matched)
-        known = {record.image_id for record in shortlist.records[:matched]}
+        known = set(shortlist.image_ids[:matched])
         assume(len(known) < 48)
         rest = FeatureBatch.stack([shelved.images[name] for name in names if name not in known])
         assert match(query.features, rest, chosen, grid=GRID).score.max() <= limit
-        assert unmatched_limit(
-            query, chosen, propose(shelved.shelf, query.features.embedding, 48, query.filter), 48
-        ) == (-math.inf)
+        assert unmatched_limit(query, chosen, propose(shelved.sight, query, 48), 48) == (-math.inf)
 
 
 @pytest.mark.parametrize("where", ["embedding", "scales"])
@@ -213,14 +211,14 @@ def test_rows_that_are_not_finite_leave_the_limits_of_others_alone(where: str, w
     getattr(images["21"], where)[-1] = wrong
     query = SearchQuery(features=sample_features(1, seed=5)[0], settings=MatchSettings())
     with Shelved.of(images) as shelved:
-        shortlist = propose(shelved.shelf, query.features.embedding, 10, query.filter)
+        shortlist = propose(shelved.sight, query, 10)
         assert math.isclose(shortlist.longest_cell, 1, rel_tol=0.05)
         assert np.isfinite(shortlist.cosines).all()
         assert math.isfinite(unmatched_limit(query, MatchSettings(), shortlist, 10))
-        everything = propose(shelved.shelf, query.features.embedding, 40, query.filter)
+        everything = propose(shelved.sight, query, 40)
         assert everything.total == 30
         # What FAISS cannot read it does not propose; the shortlist does not claim to be complete then.
-        assert (everything.outside == -math.inf) == (len(everything.records) == 30)
+        assert (everything.outside == -math.inf) == (len(everything.image_ids) == 30)
 
 
 @pytest.mark.parametrize(

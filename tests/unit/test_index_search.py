@@ -22,6 +22,7 @@ from matchflow_index import (
     answers,
     queries,
 )
+from matchflow_index.labels import LabelKind
 from matchflow_matching import FeatureBatch, MatchMode, MatchSettings, explain, match, top_flows
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def test_an_answer_is_what_sorting_everything_gives(data: st.DataObject, gallery
         settings=MatchSettings.of(mode, global_weight=data.draw(st.sampled_from([0.0, 1.0]))),
         max_flows=0,
         filter=ImageFilter(
-            labels=tuple(data.draw(st.lists(conditions, max_size=2))),
+            conditions=tuple(data.draw(st.lists(conditions, max_size=2))),
             exclude=data.draw(st.frozensets(names, max_size=150)),
         ),
         min_score=data.draw(st.none() | st.floats(-1, 2)),
@@ -251,11 +252,13 @@ def test_what_the_index_proposes_against_the_filter_is_held_back(
     gallery: Gallery, query: Features, caplog: pytest.LogCaptureFixture
 ) -> None:
     # A fault is planted: the column says odd of every image.
-    columns: Any = gallery._shelf._labels
-    columns._columns["parity"].values[:] = columns._code("parity", "odd")
+    column = gallery._shelf.slots.labels._columns["parity", LabelKind.TEXT]
+    column.entries.values[:] = column.texts["odd"]
     answer = gallery.search(SearchQuery(features=query, top_k=50, filter=ODD, max_flows=0))
     assert answer.hits
     assert all(hit.record.labels["parity"] == "odd" for hit in answer.hits)
+    assert answer.held_back == 50 - len(answer.hits)
+    assert not answer.exact
     assert "held back" in caplog.text
 
 

@@ -14,6 +14,7 @@ from matchflow_index import (
     LabelCondition,
     SearchQuery,
     StoreUnavailableError,
+    upkeep,
 )
 
 if TYPE_CHECKING:
@@ -52,14 +53,14 @@ def test_a_missing_gallery_is_named(tmp_path: Path, act: str) -> None:
 def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     query = SearchQuery(
         features=sample_features(1, seed=3)[0],
-        filter=ImageFilter(labels=(LabelCondition(field="parity", any_of=frozenset({"odd"})),)),
+        filter=ImageFilter(conditions=(LabelCondition(field="parity", any_of=frozenset({"odd"})),)),
     )
     with GalleryStore.open(tmp_path) as store:
         gallery = store.create(gallery_spec())
         gallery.put(new_images(40))
         gallery.put([new_image("image-003", sample_features(1, seed=8)[0], {"parity": "odd"})])
         gallery.delete(["image-005"])
-        gallery.update_labels("image-000", {"parity": "odd"})
+        gallery.update("image-000", labels={"parity": "odd"})
         before, count, sequence = gallery.search(query).hits, gallery.count, gallery.sequence
     for _ in range(2):
         with GalleryStore.open(tmp_path) as store:
@@ -97,21 +98,25 @@ def test_a_gallery_created_again_has_nothing_of_the_old_one(tmp_path: Path) -> N
         assert len(list((tmp_path / "caches").iterdir())) == 1
 
 
-def test_whoever_holds_a_deleted_gallery_can_search_it_but_not_change_it(tmp_path: Path) -> None:
+def test_whoever_holds_a_deleted_gallery_is_told_that_it_is_gone(tmp_path: Path) -> None:
     with GalleryStore.open(tmp_path) as store:
         held = store.create(gallery_spec())
         held.put(new_images(5))
         store.delete("demo")
         store.create(gallery_spec())
-        assert len(held.search(SearchQuery(features=sample_features(1)[0])).hits) == 5
-        for change in (
+        for act in (
+            lambda: held.search(SearchQuery(features=sample_features(1)[0])),
             lambda: held.put(new_images(6)),
             lambda: held.delete(["image-000"]),
             lambda: held.page(None, 1),
             lambda: held.thumbnail("image-000"),
         ):
             with pytest.raises(GalleryNotFoundError):
-                change()
+                act()
+        held.maintain()
+        held.save()
+        held.close()
+        assert len(list((tmp_path / "caches").iterdir())) == 1
 
 
 def test_galleries_do_not_see_each_other(tmp_path: Path) -> None:
@@ -155,15 +160,18 @@ def test_saving_in_between_is_allowed_and_repeatable(tmp_path: Path) -> None:
         assert store.gallery("demo").count == 30
 
 
-def test_slots_of_dead_rows_are_dropped_at_an_opening(tmp_path: Path) -> None:
+def test_slots_of_dead_rows_are_dropped_by_upkeep_and_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "LEAST_COMPACTED", 10)
     with GalleryStore.open(tmp_path) as store:
         gallery = store.create(gallery_spec())
         for seed in range(4):
             gallery.put(new_images(20, seed=seed))
-        assert len(gallery._shelf.records) == 80
+        assert gallery._shelf.size == 80
+        gallery.maintain()
+        assert gallery._shelf.size == gallery._shelf.slab.size == gallery._shelf.coarse.size == 20
     with GalleryStore.open(tmp_path) as store:
         gallery = store.gallery("demo")
-        assert len(gallery._shelf.records) == gallery._shelf.slab.size == gallery._shelf.coarse.size == 20
+        assert gallery._shelf.size == gallery._shelf.slab.size == gallery._shelf.coarse.size == 20
         np.testing.assert_array_equal(gallery.features("image-007").cells, sample_features(20, seed=3).cells[7])
 
 
@@ -177,7 +185,7 @@ def test_a_read_only_store_shows_everything_and_changes_nothing(tmp_path: Path) 
         for change in (
             lambda: gallery.put(new_images(11)),
             lambda: gallery.delete(["image-000"]),
-            lambda: gallery.update_labels("image-000", {}),
+            lambda: gallery.update("image-000", labels={}),
             lambda: store.create(gallery_spec("new")),
             lambda: store.delete("demo"),
         ):
