@@ -26,6 +26,14 @@ def encode_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return b"".join([_LENGTH.pack(len(head.encode())), head.encode(), *bodies])
 
 
+def array_of(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    """Return the array of a name; CacheDamagedError when there is none."""
+    try:
+        return arrays[name]
+    except KeyError as error:
+        raise CacheDamagedError(f"expected an array {name}; got {sorted(arrays)}") from error
+
+
 def decode_arrays(data: bytes) -> dict[str, NDArray[Any]]:
     """Return the arrays that `encode_arrays` wrote, as views that can't be written to; CacheDamagedError."""
     try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from matchflow_index.arrays import decode_arrays, encode_arrays
+from matchflow_index.arrays import array_of, decode_arrays, encode_arrays
 from matchflow_index.cachefile import CacheHeader, read_cache, write_cache
 from matchflow_index.coarse import CoarseIndex, decode_coarse, encode_coarse, filled
 from matchflow_index.errors import CacheDamagedError, StoreUnavailableError
@@ -65,7 +65,7 @@ class GalleryCaches:
             self._slab_path(header.slab_token), self._layout, header.slots, header.slab_token, read_only=self.read_only
         )
         try:
-            shelf, whole = self._load_shelf(header, slots, slab, arrays["block_checksums"], snapshot)
+            shelf, whole = self._load_shelf(header, slots, slab, array_of(arrays, "block_checksums"), snapshot)
         except (CacheDamagedError, StoreUnavailableError):
             slab.close()
             raise

@@ -4,6 +4,8 @@ GalleryIndexError
 ├── GalleryNotFoundError     no gallery of that id, or it was deleted meanwhile
 ├── GalleryExistsError       that gallery id is taken
 ├── ImageNotFoundError       no image of that id in the gallery
+├── EtagMismatchError        the image was changed since the caller looked at it
+├── SequenceNotReachedError  searches do not see a change yet that the caller wants them to
 ├── ImageRejectedError       an image id or a label that can't be stored
 │   └── FeaturesRejectedError    features of a wrong shape, type or value
 ├── BundleMismatchError      features of another bundle than the gallery is pinned to

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matchflow_index.arrays import array_of
 from matchflow_index.errors import CacheDamagedError
 from matchflow_index.growing import GrowingArray
 
@@ -87,7 +88,7 @@ class ImageIds:
     @classmethod
     def decode(cls, arrays: Mapping[str, NDArray[Any]], *, size: int) -> ImageIds:
         """Return the ids of `size` slots that `encode` wrote; CacheDamagedError."""
-        text, ends, checksums = (arrays[name] for name in ("id_text", "id_ends", "id_checksums"))
+        text, ends, checksums = (array_of(arrays, name) for name in ("id_text", "id_ends", "id_checksums"))
         if not len(ends) == len(checksums) == size or (ends[-1:] != len(text)).any() or (np.diff(ends) < 0).any():
             raise CacheDamagedError(f"expected the ids of {size} slots; got {len(ends)}")
         ids = cls()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matchflow_index.arrays import array_of
 from matchflow_index.columns import LabelColumns
 from matchflow_index.errors import CacheDamagedError
 from matchflow_index.growing import GrowingArray
@@ -104,11 +105,12 @@ class Slots:
         """Return the columns of `size` slots that `encode` wrote; CacheDamagedError."""
         slots = cls()
         for name in _COLUMNS:
-            if name not in arrays or len(arrays[name]) != size:
-                raise CacheDamagedError(f"expected {name} of {size} slots")
-            getattr(slots, name).extend(arrays[name])
+            values = array_of(arrays, name)
+            if len(values) != size:
+                raise CacheDamagedError(f"expected {name} of {size} slots; got {len(values)}")
+            getattr(slots, name).extend(values)
         slots.ids = ImageIds.decode(arrays, size=size)
-        slots.labels = LabelColumns.decode(arrays["labels"].tobytes(), size=size)
+        slots.labels = LabelColumns.decode(array_of(arrays, "labels").tobytes(), size=size)
         return slots
 
     def taken(self, kept: NDArray[np.int64]) -> Slots:

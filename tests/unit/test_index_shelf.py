@@ -10,15 +10,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index_samples import DIM, GRID, gallery_spec, new_image, new_images, sample_features
+from index_samples import (
+    DIM,
+    GRID,
+    empty_shelf,
+    gallery_spec,
+    new_image,
+    new_images,
+    put_update,
+    removal,
+    sample_features,
+    sight_of,
+)
 
-from matchflow_index import FeaturesRejectedError, ImageFilter, ImageRecord, LabelCondition, errors
+from matchflow_index import FeaturesRejectedError, ImageFilter, LabelCondition, SearchQuery, errors
 from matchflow_index.checks import check_features, check_image
-from matchflow_index.coarse import CoarseIndex
+from matchflow_index.errors import CacheDamagedError
+from matchflow_index.flat_index import FlatIndex
 from matchflow_index.growing import GrowingArray
-from matchflow_index.records import RowLayout
-from matchflow_index.shelf import Shelf
-from matchflow_index.shortlist import best_first, propose
+from matchflow_index.shelf import Slots, Update
+from matchflow_index.shortlist import Shortlist, best_first, propose
 from matchflow_index.slab import CellSlab
 from matchflow_index.truth import Change, ChangeKind
 from matchflow_matching import MatchMode, MatchSettings, global_cosines, match
@@ -26,134 +37,264 @@ from matchflow_matching import MatchMode, MatchSettings, global_cosines, match
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LAYOUT = RowLayout(cells=GRID.size, dim=DIM)
+    from matchflow_index.shelf import Shelf
+
 FEATURES = sample_features(64)
 
 
 @pytest.fixture
 def shelf() -> Iterator[Shelf]:
-    slab = CellSlab.private(LAYOUT)
-    yield Shelf(slab=slab, coarse=CoarseIndex(DIM), row_ids=np.empty(0, np.int64), records=[], sequence=0)
-    slab.close()
-
-
-def a_record(name: str, row_id: int, **labels: str) -> ImageRecord:
-    return ImageRecord(
-        image_id=name, row_id=row_id, content_hash="", labels=labels, width_px=0, height_px=0, update_time_s=0.0
-    )
+    shelf = empty_shelf()
+    yield shelf
+    shelf.close()
 
 
 def put(shelf: Shelf, *names: str, **labels: str) -> None:
-    """Put images; the row id is the number of the slot plus 100, the features those of the slot."""
-    start = len(shelf.records)
-    records = [a_record(name, 100 + start + k, **labels) for k, name in enumerate(names)]
-    shelf.slab.write([LAYOUT.pack(FEATURES[start + k]) for k in range(len(names))])
-    shelf.apply([(change(shelf.sequence + 1 + k, ChangeKind.PUT, record), record) for k, record in enumerate(records)])
+    """Put images with one change each; the features are those of the slot's number."""
+    start, sequence = shelf.size, shelf.sequence + 1
+    updates = [put_update(name, sequence + k, FEATURES[(start + k) % 64], labels) for k, name in enumerate(names)]
+    shelf.apply(updates, shelf.sequence + len(names))
 
 
-def change(sequence: int, kind: ChangeKind, record: ImageRecord) -> Change:
-    return Change(sequence=sequence, kind=kind, image_id=record.image_id, row_id=record.row_id)
+def proposed(shelf: Shelf, place: int, count: int) -> Shortlist:
+    with sight_of(shelf) as sight:
+        return propose(sight, SearchQuery(features=FEATURES[place]), count)
+
+
+def is_zero(shelf: Shelf, slot: int) -> bool:
+    return not shelf.slab.stored(np.array([slot])).any()
 
 
 def test_every_row_has_one_slot_everywhere(shelf: Shelf) -> None:
     put(shelf, "a", "b")
     put(shelf, "c")
-    assert shelf.count == shelf.slab.size == shelf.coarse.size == 3
-    assert shelf.row_ids.tolist() == [100, 101, 102]
+    assert shelf.count == shelf.size == shelf.slab.size == shelf.coarse.size == 3
+    assert shelf.slots.row_ids.values.tolist() == [101, 102, 103]
+    assert shelf.slots.sequences.values.tolist() == [1, 2, 3]
     assert shelf.sequence == 3
     assert [shelf.slot(name) for name in "abc"] == [0, 1, 2]
     np.testing.assert_array_equal(shelf.slab.gather(np.array([2, 0])).cells, FEATURES.cells[[2, 0]])
 
 
-def test_without_dead_slots_or_filter_everything_is_allowed_without_a_mask(shelf: Shelf) -> None:
-    put(shelf, "a", "b")
-    assert shelf.allowed(ImageFilter()) is None
-    assert shelf.allowed(ImageFilter(exclude=frozenset({"nobody"}))) is None
+def test_without_conditions_everything_alive_is_allowed_without_a_mask(shelf: Shelf) -> None:
+    put(shelf, "a", "b", "a")
+    everything = shelf.select(ImageFilter(exclude=frozenset({"nobody"})), 0.0)
+    assert (everything.allowed, everything.without, everything.count) == (None, frozenset(), 2)
+    but_one = shelf.select(ImageFilter(exclude=frozenset({"a"})), 0.0)
+    assert (but_one.allowed, but_one.without, but_one.count) == (None, frozenset({2}), 1)
 
 
-def test_dead_slots_are_not_allowed(shelf: Shelf) -> None:
+def test_dead_slots_are_not_proposed(shelf: Shelf) -> None:
     put(shelf, "a", "b")
     put(shelf, "a")
-    allowed = shelf.allowed(ImageFilter())
-    assert allowed is not None
-    assert allowed.tolist() == [False, True, True]
     assert shelf.live_slots.tolist() == [1, 2]
-    assert shelf.record("a") == a_record("a", 102)
+    assert shelf.slot("a") == 2
+    shortlist = proposed(shelf, 0, 5)
+    assert sorted(shortlist.image_ids) == ["a", "b"]
+    assert sorted(shortlist.slots.tolist()) == [1, 2]
+    assert shortlist.total == 2
 
 
 def test_an_image_that_comes_and_goes_in_one_transaction_leaves_a_dead_slot(shelf: Shelf) -> None:
-    records = [a_record("a", 100), a_record("a", 101)]
-    shelf.slab.write([LAYOUT.pack(FEATURES[k]) for k in range(2)])
-    shelf.apply(
-        [
-            (change(1, ChangeKind.PUT, records[0]), records[0]),
-            (change(2, ChangeKind.PUT, records[1]), records[1]),
-            (change(3, ChangeKind.REMOVE, records[1]), None),
-        ]
-    )
-    assert shelf.count == 0
-    assert shelf.records == [None, None]
-    assert shelf.sequence == 3
+    shelf.apply([put_update("a", 1, FEATURES[0]), put_update("a", 2, FEATURES[1]), removal("a", 3)], 3)
+    assert (shelf.count, shelf.size, shelf.sequence) == (0, 2, 3)
+    assert shelf.slot("a") is None
+    assert is_zero(shelf, 0)
+    assert is_zero(shelf, 1)
 
 
 def test_nothing_to_apply_changes_nothing(shelf: Shelf) -> None:
     put(shelf, "a")
-    shelf.apply([])
+    shelf.apply([], 1)
     assert (shelf.sequence, shelf.count) == (1, 1)
 
 
-def test_labels_and_exclusions_narrow_what_is_allowed(shelf: Shelf) -> None:
+def test_what_was_applied_before_does_nothing_again(shelf: Shelf) -> None:
+    updates = [
+        put_update("a", 1, FEATURES[0]),
+        put_update("b", 2, FEATURES[1]),
+        put_update("a", 3, FEATURES[2]),
+        removal("b", 4),
+    ]
+    shelf.apply(updates, 4)
+    for start in range(4):
+        shelf.apply(updates[start:], 4)
+        assert (shelf.count, shelf.sequence, shelf.live_slots.tolist()) == (1, 4, [2])
+
+
+def test_a_put_whose_row_is_gone_ends_what_was_there_before(shelf: Shelf) -> None:
+    """Who replays a log finds no row for an image that a later change replaced."""
+    put(shelf, "a")
+    undone = put_update("a", 2, FEATURES[1])
+    shelf.apply([Update(change=undone.change)], 2)
+    assert (shelf.count, shelf.slot("a")) == (0, None)
+    assert is_zero(shelf, 0)
+
+
+def test_labels_and_expiry_follow_a_record_of_the_same_row_only(shelf: Shelf) -> None:
+    put(shelf, "a", colour="red")
+    first = put_update("a", 1, FEATURES[0]).record
+    assert first is not None
+    change = Change(sequence=2, kind=ChangeKind.RELABEL, image_id="a", row_id=101, time_s=0.0)
+    relabelled = replace(first, sequence=2, labels={"colour": "blue"}, expire_time_s=5.0)
+    shelf.apply([Update(change=change, record=relabelled)], 2)
+    blue = LabelCondition(field="colour", any_of=frozenset({"blue"}))
+    assert shelf.select(ImageFilter(conditions=(blue,)), 4.9).count == 1
+    assert shelf.select(ImageFilter(conditions=(blue,)), 5.0).count == 0
+    assert shelf.expired(5.0) == ["a"]
+    other = replace(relabelled, sequence=3, row_id=7, labels={"colour": "red"})
+    shelf.apply([Update(change=replace(change, sequence=3), record=other)], 3)
+    assert shelf.select(ImageFilter(conditions=(blue,)), 0.0).count == 1
+
+
+def test_labels_exclusions_and_ids_narrow_what_is_allowed(shelf: Shelf) -> None:
     put(shelf, "a", "b", colour="red")
     put(shelf, "c", colour="blue")
     red = LabelCondition(field="colour", any_of=frozenset({"red"}))
-    allowed = shelf.allowed(ImageFilter(conditions=(red,), exclude=frozenset({"b", "c"})))
-    assert allowed is not None
-    assert allowed.tolist() == [True, False, False]
+    selection = shelf.select(ImageFilter(conditions=(red,), exclude=frozenset({"b", "c"})), 0.0)
+    assert selection.allowed is not None
+    assert (selection.allowed.tolist(), selection.without, selection.count) == ([True, False, False], frozenset(), 1)
+    ids = frozenset({"b", "c", "nobody"})
+    selection = shelf.select(ImageFilter(conditions=(red,), any_ids=ids), 0.0)
+    assert selection.allowed is not None
+    assert (selection.allowed.tolist(), selection.count) == ([False, True, False], 1)
 
 
-def test_a_coarse_index_without_memory_leaves_the_slots_in_step(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_expired_is_not_allowed(shelf: Shelf) -> None:
+    shelf.apply([put_update(name, k, FEATURES[k], expire_time_s=10.0 * k) for k, name in enumerate("abc", 1)], 3)
+    assert shelf.select(ImageFilter(), 9.9).allowed is None
+    for image_filter in (ImageFilter(), ImageFilter(any_ids=frozenset("abc"))):
+        selection = shelf.select(image_filter, 20.0)
+        assert selection.allowed is not None
+        assert (selection.allowed.tolist(), selection.count) == ([False, False, True], 1)
+    assert shelf.expired(20.0) == ["a", "b"]
+    shelf.apply([removal("a", 4)], 4)
+    assert shelf.expired(100.0) == ["b", "c"]
+
+
+def test_features_of_what_is_removed_are_zero_in_the_slab_and_the_index(shelf: Shelf) -> None:
+    put(shelf, "a", "b", "a")
+    assert is_zero(shelf, 0)
+    assert not is_zero(shelf, 1)
+    assert shelf.is_erased
+    assert isinstance(shelf.coarse, FlatIndex)
+    assert not shelf.coarse.embeddings(np.array([0])).any()
+    assert shelf.cell_norms[0] == 0
+
+
+def test_what_is_pinned_is_erased_once_the_last_pin_is_gone(shelf: Shelf) -> None:
+    put(shelf, "a", "b")
+    for _ in range(2):
+        with shelf.lock.reading():
+            shelf.pin()
+    shelf.apply([removal("a", 3)], 3)
+    assert not shelf.is_erased
+    assert not is_zero(shelf, 0)
+    assert proposed(shelf, 0, 5).image_ids == ["b"]
+    shelf.unpin()
+    assert not is_zero(shelf, 0)
+    shelf.unpin()
+    assert shelf.is_erased
+    assert is_zero(shelf, 0)
+
+
+def test_a_closed_slab_is_left_alone(shelf: Shelf) -> None:
+    put(shelf, "a", "b")
+    with shelf.lock.reading():
+        shelf.pin()
+    shelf.apply([removal("a", 3)], 3)
+    shelf.close()
+    shelf.close()
+    shelf.unpin()
+    assert not shelf.is_erased
+    assert proposed(shelf, 1, 5).image_ids == ["b"]
+
+
+def test_an_image_can_be_put_again_after_its_removal(shelf: Shelf) -> None:
+    put(shelf, "a")
+    shelf.apply([removal("a", 2)], 2)
+    put(shelf, "a", "b")
+    shelf.apply([removal("b", 5), removal("nobody", 6)], 6)
+    assert (shelf.slot("a"), shelf.count, shelf.live_slots.tolist(), shelf.sequence) == (1, 1, [1], 6)
+
+
+@pytest.mark.parametrize("fault", [(FlatIndex, "add"), (CellSlab, "cell_norms")])
+def test_an_index_without_memory_leaves_the_slots_in_step(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, fault: tuple[type, str]
+) -> None:
     put(shelf, "a")
 
     def refuse(*_: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(CoarseIndex, "add", refuse)
+        patch.setattr(*fault, refuse)
         with pytest.raises(MemoryError):
             put(shelf, "b")
-    assert shelf.slab.size == shelf.coarse.size == shelf.count == len(shelf.records) == 1
+    assert shelf.slab.size == shelf.coarse.size == shelf.count == shelf.size == shelf.sequence == 1
     put(shelf, "c")
-    shortlist = propose(shelf, FEATURES.embeddings[1], 1, ImageFilter())
-    assert shortlist.records[0].image_id == "c"
+    assert proposed(shelf, 1, 1).image_ids == ["c"]
 
 
 def test_a_shortlist_outlives_what_it_was_taken_from(shelf: Shelf) -> None:
     put(shelf, *(f"image-{k}" for k in range(20)))
-    shortlist = propose(shelf, FEATURES.embeddings[3], 5, ImageFilter())
+    shortlist = proposed(shelf, 3, 5)
     cells = shortlist.features.cells.copy()
     put(shelf, *(f"image-{k}" for k in range(20)))
     np.testing.assert_array_equal(shortlist.features.cells, cells)
-    assert shortlist.records[0] == a_record("image-3", 103)
-    assert shortlist.sequence == 20
+    assert (shortlist.image_ids[0], shortlist.row_ids[0], shortlist.sequence) == ("image-3", 104, 20)
 
 
 @given(count=st.integers(1, 70), copies=st.integers(1, 64), seed=st.integers(0, 99))
 @settings(deadline=None)
 def test_a_shortlist_is_the_head_of_the_full_order(count: int, copies: int, seed: int) -> None:
     """However many images are equal: the cut falls where the order of ids says."""
-    slab = CellSlab.private(LAYOUT)
-    shelf = Shelf(slab=slab, coarse=CoarseIndex(DIM), row_ids=np.empty(0, np.int64), records=[], sequence=0)
+    shelf = empty_shelf()
     names = [f"{k:02}" for k in np.random.default_rng(seed).permutation(64)]
     sources = np.arange(64) % copies
-    slab.write([LAYOUT.pack(FEATURES[source]) for source in sources.tolist()])
-    records = [a_record(name, k) for k, name in enumerate(names)]
-    shelf.apply([(change(k + 1, ChangeKind.PUT, record), record) for k, record in enumerate(records)])
-    shortlist = propose(shelf, FEATURES.embeddings[0], count, ImageFilter())
+    shelf.apply([put_update(name, k + 1, FEATURES[int(sources[k])]) for k, name in enumerate(names)], 64)
+    shortlist = proposed(shelf, 0, count)
     cosines = global_cosines(FEATURES.embeddings[0], FEATURES.embeddings[sources])
     expected = best_first(cosines, names.__getitem__)[:count]
-    assert [record.image_id for record in shortlist.records] == [names[k] for k in expected]
+    assert shortlist.image_ids == [names[k] for k in expected]
     np.testing.assert_array_equal(shortlist.cosines, cosines[expected])
-    slab.close()
+    shelf.close()
+
+
+@given(
+    kept=st.lists(st.integers(0, 11), unique=True).map(sorted),
+    gone=st.frozensets(st.integers(1, 12), max_size=6),
+)
+@settings(deadline=None)
+def test_columns_are_read_as_they_were_written_and_taken_as_they_are(kept: list[int], gone: frozenset[int]) -> None:
+    shelf = empty_shelf()
+    puts = [put_update(f"image-{k}", k, FEATURES[k], {"k": float(k)}, expire_time_s=9.0 * k) for k in range(1, 13)]
+    shelf.apply([*puts, *(removal(f"image-{k}", 20 + k) for k in sorted(gone))], 40)
+    again = Slots.decode(shelf.slots.encode(), size=12)
+    taken = shelf.slots.taken(np.array(kept, np.int64))
+    for name in ("row_ids", "sequences", "live", "cell_norms", "expire_times_s"):
+        values = getattr(shelf.slots, name).values
+        np.testing.assert_array_equal(getattr(again, name).values, values)
+        np.testing.assert_array_equal(getattr(taken, name).values, values[kept])
+    assert again.ids.of(range(12)) == shelf.slots.ids.of(range(12))
+    assert taken.ids.of(range(len(kept))) == shelf.slots.ids.of(kept)
+    there = LabelCondition(field="k", any_of=frozenset({float(k) for k in range(1, 8)}))
+    mask = shelf.slots.labels.mask(there)
+    np.testing.assert_array_equal(again.labels.mask(there), mask)
+    np.testing.assert_array_equal(taken.labels.mask(there), mask[kept])
+    shelf.close()
+
+
+@pytest.mark.parametrize("name", ["row_ids", "live", "labels", "id_text", "id_ends", "id_checksums"])
+def test_columns_that_lack_one_are_refused(shelf: Shelf, name: str) -> None:
+    put(shelf, "a", "b")
+    arrays = shelf.slots.encode()
+    with pytest.raises(CacheDamagedError):
+        Slots.decode({key: array for key, array in arrays.items() if key != name}, size=2)
+    with pytest.raises(CacheDamagedError):
+        Slots.decode({**arrays, name: arrays[name][:1]}, size=2)
+    with pytest.raises(CacheDamagedError):
+        Slots.decode(arrays, size=3)
 
 
 def test_cosines_are_bit_equal_to_those_of_match() -> None:
