@@ -39,7 +39,7 @@ from matchflow.errors import (
     ThumbnailMissingError,
     UnexpectedStatusError,
 )
-from matchflow.filtering import AllOf, Between, LabelConditions, Not, Present
+from matchflow.filtering import AllOf, Between, Condition, LabelConditions, Not, Present
 from matchflow.ingest import IngestFailure, IngestItem, IngestOutcome, IngestResult, IngestSummary
 from matchflow.labels import Labels, LabelValue
 from matchflow.matches import (
@@ -78,6 +78,7 @@ __all__ = [
     "Certificate",
     "Client",
     "Comparison",
+    "Condition",
     "DeadlineExceededError",
     "DeletedImages",
     "EtagMismatchError",

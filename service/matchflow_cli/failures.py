@@ -27,6 +27,8 @@ ADVICE = {
     "ModelNotFoundError": "`matchflow gallery list` shows the models in use; `matchflow serve --bundle` adds one",
     "BundleMismatchError": "start the server with the bundle that the gallery was made with, or ingest again",
     "OverloadedError": "try again in a moment",
+    "EtagMismatchError": "look at the image again, then decide anew",
+    "SequenceNotReachedError": "try again in a moment, or ask another server",
     "BundleExistsError": "choose another --output, or replace it with --overwrite",
     "BundleInvalidError": "name the folder that `matchflow export` wrote",
     "BundleCorruptError": "export it again with `matchflow export`",

@@ -31,17 +31,6 @@ def parse_size(text: str, what: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
-def parse_conditions(texts: Iterable[str], option: str) -> dict[str, list[str]]:
-    """Return {label: values} of "label=value" texts; the same label twice allows either value. Raises CommandError."""
-    conditions: dict[str, list[str]] = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not (name and separator):
-            raise CommandError(f"{option} must be like designer=noto; got {text!r}", exit_code=MISUSE)
-        conditions.setdefault(name, []).append(value)
-    return conditions
-
-
 def check_label_names(names: Iterable[str], origin: str) -> None:
     """Raise CommandError for a name that no label can have."""
     for name in names:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from matchflow import Box, Flow
+    from matchflow import Box, Flow, Labels, LabelValue
 
 # In a file or a pipe nobody is at hand to widen the window.
 WIDTH_WITHOUT_TERMINAL = 180
@@ -75,9 +75,20 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else plural}"
 
 
-def labels(values: Mapping[str, str]) -> str:
+def labels(values: Labels) -> str:
     """Return labels as one readable text."""
-    return text("  ".join(f"{name}={value}" for name, value in sorted(values.items())))
+    return text("  ".join(f"{name}={label(value)}" for name, value in sorted(values.items())))
+
+
+def label(value: LabelValue) -> str:
+    """Return the value of a label: whole numbers without a point, times as ISO 8601 has them.
+
+    >>> label("c1"), label(31.0), label(0.5), label(dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+    ('c1', '31', '0.5', '2026-01-01T00:00:00+00:00')
+    """
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def score(value: float | None) -> str:

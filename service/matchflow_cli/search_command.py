@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 import matchflow
+from matchflow_cli.conditions import parse_where
 from matchflow_cli.options import (
     DEFAULT_SERVER,
     GalleryOption,
     JsonOption,
     ServerOption,
     TimeoutOption,
-    parse_conditions,
     query_of,
 )
 from matchflow_cli.output import WIDE, as_json, console, counted, labels, parts, printable, score, table, text
@@ -54,9 +54,19 @@ def search(
     tolerance: ToleranceOption = None,
     max_iterations: IterationsOption = None,
     max_flows: Annotated[int, typer.Option(help="Matched parts per hit.")] = 8,
-    where: Annotated[list[str] | None, typer.Option(help="label=value that hits have; again for more.")] = None,
-    where_not: Annotated[list[str] | None, typer.Option(help="label=value that hits don't have.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="What hits have: label=text, label!=text, 'age>=18'; again for more.")
+    ] = None,
+    where_not: Annotated[list[str] | None, typer.Option(help="What hits don't have, written the same way.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Image id that may be a hit; none: all may.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Image id that is never a hit.")] = None,
+    exclude_same: Annotated[
+        list[str] | None, typer.Option(help="Label in which hits differ from --image-id, such as camera.")
+    ] = None,
+    group_by: Annotated[str, typer.Option(help="Label of whose values each has a few hits only.")] = "",
+    group_limit: Annotated[
+        int | None, typer.Option(help="Hits for each value of --group-by. Default: 1.", show_default=False)
+    ] = None,
     min_score: Annotated[float | None, typer.Option(help="Final score that hits have at least.")] = None,
     overlays: Annotated[Path | None, typer.Option(help="Folder for pictures of query and hit, parts joined.")] = None,
     json: JsonOption = False,
@@ -65,7 +75,8 @@ def search(
 ) -> None:
     """Find the images of a gallery that match best, and say which parts match which.
 
-    Labels: the same label twice allows either value, different labels must all hold.
+    Labels: label=text twice allows either text; all else must hold. 'age>=18', 'age<65', 'age==30' and
+    'taken<2026-01-01' compare numbers and times, which are UTC unless they say otherwise.
     """
     query = query_of(image, image_id, gallery)
     with matchflow.Client(server, timeout_s=timeout) as client:
@@ -85,9 +96,12 @@ def search(
                 max_iterations=max_iterations,
             ),
             max_flows=max_flows,
-            where=parse_conditions(where or [], "--where"),
-            where_not=parse_conditions(where_not or [], "--where-not"),
+            where=parse_where(where or [], where_not or []),
+            images=only,
             exclude=exclude or [],
+            exclude_same=exclude_same or [],
+            group_by=group_by,
+            group_limit=group_limit,
             min_score=min_score,
             exhaustive=exhaustive,
         )

@@ -19,6 +19,7 @@ import numpy as np
 
 from matchflow_index import (
     EtagMismatchError,
+    GalleryNotFoundError,
     ImageRejectedError,
     KnownImage,
     NewImage,
@@ -180,6 +181,8 @@ class IngestStream:
         for item in items:
             try:
                 outcome = make_ready(item, place.gallery, place.model, place.reader)
+            except GalleryNotFoundError:
+                raise  # the end of the stream, not of the item
             except Exception as error:  # noqa: BLE001 - as in _admit
                 chunk.refused.append((item, error))
                 continue

@@ -30,19 +30,19 @@ def parse_labels(message: types_pb2.Labels, field: str) -> dict[str, LabelValue]
         raise FieldInvalidError(field, f"expected at most {MAX_LABELS} labels; got {count}")
     labels: dict[str, LabelValue] = {}
     for name, text in message.values.items():
+        fields.label_name(name, f"{field}.values")
         labels[name] = fields.label_value(text, f"{field}.values[{name}]")
     for name, number in message.numbers.items():
-        _refuse_second(name, labels, f"{field}.numbers")
+        _check_name(name, labels, f"{field}.numbers")
         labels[name] = fields.finite(number, f"{field}.numbers[{name}]")
     for name, time in message.times.items():
-        _refuse_second(name, labels, f"{field}.times")
+        _check_name(name, labels, f"{field}.times")
         labels[name] = parse_time(time, f"{field}.times[{name}]")
-    for name in labels:
-        fields.label_name(name, field)
     return labels
 
 
-def _refuse_second(name: str, labels: Mapping[str, LabelValue], field: str) -> None:
+def _check_name(name: str, labels: Mapping[str, LabelValue], field: str) -> None:
+    fields.label_name(name, field)
     if name in labels:
         raise FieldInvalidError(field, f"expected each label in one map only; got {shown(name)} again")
 

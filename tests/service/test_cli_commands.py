@@ -206,6 +206,29 @@ def test_a_search_without_hits_or_without_re_ranking_says_so(cli: Run, demo: str
     assert "add up" not in out
 
 
+def test_a_search_compares_numbers_and_groups_its_hits(
+    cli: Run, client: matchflow.Client, demo: str, folder: Path
+) -> None:
+    photo = min(folder.rglob("*.png"))
+    images = [f"{designer}-{photo.stem}" for designer in ("noto", "twemoji")]
+    for age, image_id in enumerate(images, 17):
+        image = client.get_image(matchflow.ImageRef(demo, image_id))
+        client.update_labels(image.ref, {**image.labels, "age": age}, etag=image.etag)
+
+    def found(*options: str) -> list[str]:
+        status, out, _ = cli("search", photo, "-g", demo, "-k", 50, "--json", *options)
+        assert status == 0
+        return [hit["image"]["ref"]["image_id"] for hit in json.loads(out)["hits"]]
+
+    assert found("--where", "age>=18") == [images[1]]
+    assert found("--where", "age<18", "--where", "designer!=twemoji") == [images[0]]
+    assert sorted(found("--only", images[0], "--only", images[1])) == images
+    assert len(found("--group-by", "designer", "--group-limit", "2")) == 4
+    status, _, err = cli("search", photo, "-g", demo, "--where", "age>old")
+    assert status == 2
+    assert "needs a number, or a time" in err
+
+
 def test_json_and_overlays_go_together(cli: Run, demo: str, folder: Path, tmp_path: Path) -> None:
     photo = next(folder.rglob("*.png"))
     status, out, _ = cli("search", photo, "-g", demo, "-k", 1, "--json", "--overlays", tmp_path)

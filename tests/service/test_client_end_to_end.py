@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import os
 import signal
 import subprocess
@@ -142,6 +144,49 @@ def test_labels_filter_what_is_found(client: Any, demo: str, emoji: list[IngestI
     excluded = client.search(query, gallery=demo, top_k=50, exclude=[emoji[1].id])
     assert emoji[1].id not in {hit.image_id for hit in excluded}
     assert len(excluded) == len(emoji) - 2
+
+
+def test_numbers_and_times_filter_group_and_guard_what_is_found(
+    client: Any, demo: str, emoji: list[IngestItem]
+) -> None:
+    start = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    items = [
+        dataclasses.replace(one, labels={**one.labels, "age": k, "taken": start + dt.timedelta(days=k)})
+        for k, one in enumerate(emoji)
+    ]
+    assert client.ingest(demo, items).updated == len(items)
+    query = ImageRef(demo, emoji[0].id)
+
+    def ages(**conditions: Any) -> list[float]:
+        found = client.search(query, gallery=demo, top_k=50, include_query_image=True, **conditions)
+        return sorted(hit.labels["age"] for hit in found)
+
+    assert ages(where={"age": matchflow.Between(gte=3, lt=6)}) == [3, 4, 5]
+    assert ages(where={"age": [2, 7]}) == [2, 7]
+    assert ages(where={"taken": matchflow.Between(gt=start + dt.timedelta(days=17))}) == [18, 19]
+    assert ages(where={"taken": start}) == [0]
+    assert ages(where={"designer": matchflow.Not("noto"), "age": matchflow.Between(lt=12)}) == [10, 11]
+    assert ages(images=[emoji[4].id, emoji[9].id, "nobody"], exclude=[emoji[9].id]) == [4]
+    assert ages(where={"broken": matchflow.Present()}) == []
+    assert ages(exclude_same=["designer"]) == list(range(10, 20))
+    grouped = client.search(query, gallery=demo, top_k=50, group_by="designer", group_limit=2)
+    assert sorted(hit.labels["designer"] for hit in grouped) == ["noto", "noto", "twemoji", "twemoji"]
+    with pytest.raises(errors.InvalidFieldError, match="stored image"):
+        client.search(emoji[0].image, gallery=demo, exclude_same=["designer"])
+    seen = client.get_image(query)
+    changed = client.set_expire_time(query, start + dt.timedelta(days=36_500), etag=seen.etag)
+    assert changed.expire_time == start + dt.timedelta(days=36_500)
+    with pytest.raises(errors.EtagMismatchError) as stale:
+        client.delete_images(demo, [query.image_id], etags={query.image_id: seen.etag})
+    assert stale.value.metadata["actual_etag"] == changed.etag
+
+
+def test_an_answer_reflects_the_change_that_it_is_asked_to_or_says_that_it_can_not(client: Any, demo: str) -> None:
+    sequence = client.get_gallery(demo).sequence
+    assert client.search(png(1), gallery=demo, at_least_sequence=sequence).sequence >= sequence
+    with pytest.raises(errors.SequenceNotReachedError) as behind:
+        client.search(png(1), gallery=demo, at_least_sequence=sequence + 1)
+    assert behind.value.metadata == {"wanted_sequence": str(sequence + 1), "reached_sequence": str(sequence)}
 
 
 def test_images_are_listed_relabelled_and_deleted(client: Any, demo: str, emoji: list[IngestItem]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 from google.protobuf import field_mask_pb2
-from service_harness import Api, by_name, image_name, item, png, refusal_of
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from service_harness import LIMIT_S, Api, by_bytes, by_name, eventually, image_name, item, png, refusal_of
 
-from matchflow.v1 import gallery_pb2, types_pb2
+from matchflow.v1 import gallery_pb2, ingest_pb2, types_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,3 +229,78 @@ def test_data_outlives_a_restart(start_server: Any) -> None:
     assert again.find("kept", by_name("kept", "a")).hits == before[0]
     answers = again.put([item("kept", "a", png(0), kind="letter")])
     assert answers[0].outcome == 3
+
+
+TYPED = types_pb2.Labels(values={"camera": "c1"}, numbers={"age": 31.5})
+TYPED.times["taken"].FromSeconds(1_767_225_600)
+
+
+def update(api: Api, gallery: str, *paths: str, **fields: Any) -> gallery_pb2.Image:
+    image = gallery_pb2.Image(name=image_name(gallery, "cat"), **fields)
+    mask = field_mask_pb2.FieldMask(paths=paths)
+    return api.galleries.UpdateImage(gallery_pb2.UpdateImageRequest(image=image, update_mask=mask), timeout=LIMIT_S)
+
+
+def test_labels_of_every_kind_are_stored_and_shown(api: Api, gallery: str) -> None:
+    (answer,) = api.put(
+        [ingest_pb2.IngestImagesRequest(name=image_name(gallery, "cat"), image_bytes=png(1), labels=TYPED)]
+    )
+    assert answer.status.code == 0
+    request = gallery_pb2.GetImageRequest(name=image_name(gallery, "cat"))
+    assert api.galleries.GetImage(request, timeout=LIMIT_S).labels == TYPED
+    TYPED.numbers["age"] = 32
+    assert update(api, gallery, labels=TYPED).labels == TYPED
+
+
+def test_an_etag_changes_with_the_image_and_guards_its_changes(api: Api, gallery: str) -> None:
+    api.put_images(gallery, {"cat": png(1), "dog": png(2)})
+    first = update(api, gallery, labels=types_pb2.Labels(values={"kind": "a"}))
+    second = update(api, gallery, labels=types_pb2.Labels(values={"kind": "b"}), etag=first.etag)
+    assert second.etag not in {"", first.etag}
+    stale = refusal_of(lambda: update(api, gallery, labels=TYPED, etag=first.etag))
+    assert (stale.code, stale.reason) == ("ABORTED", "ETAG_MISMATCH")
+    assert stale.metadata == {"expected_etag": first.etag, "actual_etag": second.etag}
+    parent = f"galleries/{gallery}"
+    both = [image_name(gallery, "cat"), image_name(gallery, "dog")]
+    request = gallery_pb2.DeleteImagesRequest(parent=parent, names=both, etags={both[0]: first.etag})
+    assert refusal_of(lambda: api.galleries.DeleteImages(request, timeout=LIMIT_S)).reason == "ETAG_MISMATCH"
+    assert api.galleries.GetGallery(gallery_pb2.GetGalleryRequest(name=parent), timeout=LIMIT_S).image_count == 2
+    request.etags[both[0]] = second.etag
+    assert api.galleries.DeleteImages(request, timeout=LIMIT_S).deleted_count == 2
+
+
+@pytest.mark.parametrize("etag", ["", "7", '"0"'])
+def test_etags_of_a_deletion_are_those_of_its_images(api: Api, gallery: str, etag: str) -> None:
+    names = [image_name(gallery, "cat")]
+    parent = f"galleries/{gallery}"
+    odd = gallery_pb2.DeleteImagesRequest(parent=parent, names=names, etags={names[0]: etag})
+    other = gallery_pb2.DeleteImagesRequest(parent=parent, names=names, etags={image_name(gallery, "dog"): '"1"'})
+    for request in (odd, other):
+        refusal = refusal_of(lambda request=request: api.galleries.DeleteImages(request, timeout=LIMIT_S))  # type: ignore[misc]
+        assert refusal.reason == "INVALID_FIELD"
+        assert refusal.metadata["field"].startswith("etags[")
+
+
+def test_an_image_ends_when_it_was_told_to_and_stays_when_it_was_not(api: Api, gallery: str) -> None:
+    api.put_images(gallery, {"cat": png(1)}, kind="cat")
+    ends = Timestamp(seconds=int(time.time()) + 3600, nanos=250_000_000)
+    shown = update(api, gallery, "expire_time", expire_time=ends)
+    assert (shown.expire_time, dict(shown.labels.values)) == (ends, {"kind": "cat"})
+    assert update(api, gallery, labels=TYPED).expire_time == ends
+    both = update(api, gallery, labels=types_pb2.Labels(), ttl=Duration(seconds=60))
+    assert both.expire_time.seconds == pytest.approx(time.time() + 60, abs=LIMIT_S)
+    assert both.labels == types_pb2.Labels()
+    assert not update(api, gallery, "expire_time").HasField("expire_time")
+    update(api, gallery, "ttl", ttl=Duration(nanos=200_000_000))
+    request = gallery_pb2.GetImageRequest(name=image_name(gallery, "cat"))
+
+    def is_gone() -> bool:
+        try:
+            api.galleries.GetImage(request, timeout=LIMIT_S)
+        except grpc.RpcError:
+            return True
+        return False
+
+    eventually(is_gone)
+    assert refusal_of(lambda: api.galleries.GetImage(request, timeout=LIMIT_S)).reason == "IMAGE_NOT_FOUND"
+    assert not api.find(gallery, by_bytes(png(1))).hits

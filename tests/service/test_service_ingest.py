@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from service_harness import (
     LIMIT_S,
     Api,
@@ -87,6 +89,51 @@ def test_other_labels_or_other_content_update_an_image(api: Api, gallery: str) -
     replaced = image_of(api, gallery, "one")
     assert replaced.row_id > first.row_id
     assert replaced.content_hash == hashlib.sha256(png(2)).hexdigest()
+
+
+def conditional(gallery: str, data: bytes, **fields: Any) -> ingest_pb2.IngestImagesRequest:
+    return ingest_pb2.IngestImagesRequest(name=image_name(gallery, "one"), image_bytes=data, **fields)
+
+
+def test_an_item_with_an_etag_is_put_only_where_that_is_still_the_images(api: Api, gallery: str) -> None:
+    api.put_images(gallery, {"one": png(1)})
+    seen = image_of(api, gallery, "one")
+    others = [item(gallery, f"other-{i}", png(10 + i), item_id=i) for i in range(2, 9)]
+    current, *rest = api.put([conditional(gallery, png(2), etag=seen.etag, item_id=1), *others])
+    assert current.outcome == UPDATED
+    stale, *rest = api.put([conditional(gallery, png(3), etag=seen.etag, item_id=1), *others])
+    refusal = read_status(stale.status)
+    assert (refusal.code, refusal.reason) == ("ABORTED", "ETAG_MISMATCH")
+    assert refusal.metadata["actual_etag"] == image_of(api, gallery, "one").etag != seen.etag
+    assert set(outcomes(rest)) == {UNCHANGED}
+    (again,) = api.put([conditional(gallery, png(2), etag=seen.etag)])
+    assert again.outcome == UNCHANGED, "an item that was sent again after its answer was lost"
+
+
+def test_an_item_that_must_be_new_never_replaces_another(api: Api, gallery: str) -> None:
+    assert outcomes(api.put([conditional(gallery, png(1), must_be_new=True)])) == [CREATED]
+    assert outcomes(api.put([conditional(gallery, png(1), must_be_new=True)])) == [UNCHANGED]
+    (other,) = api.put([conditional(gallery, png(2), must_be_new=True)])
+    assert read_status(other.status).reason == "ETAG_MISMATCH"
+    (both,) = api.put([conditional(gallery, png(1), must_be_new=True, etag='"1"')])
+    assert read_status(both.status).violations == ["must_be_new"]
+
+
+def test_an_item_says_when_its_image_ends_and_sent_without_that_it_stays(
+    api: Api, server: RunningServer, gallery: str
+) -> None:
+    ends = Timestamp(seconds=int(time.time()) + 3600, nanos=123_456_000)
+    assert outcomes(api.put([conditional(gallery, png(1), expire_time=ends)])) == [CREATED]
+    embedded = server.queue.images_run
+    first = image_of(api, gallery, "one")
+    assert first.expire_time == ends
+    assert outcomes(api.put([conditional(gallery, png(1), expire_time=ends)])) == [UNCHANGED]
+    assert outcomes(api.put([conditional(gallery, png(1))])) == [UPDATED]
+    kept = image_of(api, gallery, "one")
+    assert not kept.HasField("expire_time")
+    assert (kept.row_id, server.queue.images_run) == (first.row_id, embedded)
+    (over,) = api.put([conditional(gallery, png(1), expire_time=Timestamp(seconds=1))])
+    assert read_status(over.status).violations == ["expire_time"]
 
 
 def test_other_labels_alone_decode_and_embed_nothing(
@@ -176,7 +223,7 @@ def test_a_bad_item_gets_its_own_status_and_stops_nothing(api: Api, gallery: str
         (
             item(gallery, "l", png(1), item_id=20, **{f"n{i}": "" for i in range(65)}),
             "INVALID_FIELD",
-            ["labels.values"],
+            ["labels"],
         ),
     ]
     answers = api.put([*good[:2], *(request for request, _, _ in bad), *good[2:]])

@@ -240,6 +240,13 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("rerank.marginals", {"rerank": search_pb2.Rerank(marginals=99)}),  # type: ignore[arg-type]
     ("filter.labels[0].field", {"filter": search_pb2.Filter(labels=[search_pb2.LabelCondition(any_of=["x"])])}),
     ("filter.labels[0].any_of", {"filter": search_pb2.Filter(labels=[search_pb2.LabelCondition(field="x")])}),
+    ("filter.images[0]", {"filter": search_pb2.Filter(images=["galleries/other/images/x"])}),
+    ("filter.images", {"filter": search_pb2.Filter(images=["x"] * 10_001)}),
+    ("group_by", {"group_by": "NO"}),
+    ("group_limit", {"group_by": "designer", "group_limit": 0}),
+    ("group_limit", {"group_by": "designer", "group_limit": 1001}),
+    ("group_limit", {"group_limit": 1}),
+    ("at_least_sequence", {"at_least_sequence": -1}),
     ("filter.exclude_images[0]", {"filter": search_pb2.Filter(exclude_images=["galleries/other/images/x"])}),
     ("filter.exclude_images", {"filter": search_pb2.Filter(exclude_images=["x"] * 10_001)}),
 ]

@@ -91,21 +91,6 @@ def test_another_text_is_no_size(text: str) -> None:
         options.parse_size(text, "--grid")
 
 
-def test_conditions_of_one_label_are_alternatives() -> None:
-    texts = ["designer=noto", "designer=fluent", "name=a=b", "empty="]
-    assert options.parse_conditions(texts, "--where") == {
-        "designer": ["noto", "fluent"],
-        "name": ["a=b"],
-        "empty": [""],
-    }
-
-
-@pytest.mark.parametrize("text", ["designer", "=noto", ""])
-def test_a_condition_without_a_label_is_refused(text: str) -> None:
-    with pytest.raises(failures.CommandError, match="--where must be like designer=noto"):
-        options.parse_conditions([text], "--where")
-
-
 def test_exactly_one_query_must_be_named() -> None:
     assert options.query_of("photo.jpg", None, "demo") == "photo.jpg"
     assert options.query_of(None, "cat", "demo") == matchflow.ImageRef("demo", "cat")
