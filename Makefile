@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-scale bench-gpu clean
+.PHONY: help setup redis-server demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-scale bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -21,10 +21,14 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[service,export,dev]'
 	@touch $@
 
+# Tests run against a real server; without one they fail.
+redis-server:
+	@tools/redis_server.sh
+
 demo: $(READY) ## export, serve, ingest, search and explain the sample images; pictures in build/demo/
 	@$(BIN)/python tools/demo.py
 
-test: $(READY) ## every test, with branch coverage
+test: $(READY) redis-server ## every test, with branch coverage
 	@$(BIN)/python -m pytest --cov --cov-report=term
 
 check: $(READY) ## ruff, mypy, import layers, stub drift, buf, Dockerfile and compose schema

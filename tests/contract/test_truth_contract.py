@@ -1,45 +1,90 @@
-"""What every truth must do. An implementation joins by adding the way to open it to TRUTHS."""
+"""What every truth must do. An implementation joins by adding the way to open it to `opener`."""
 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 from index_samples import gallery_spec
+from redis_server import running_cluster_node, running_redis
 
 from matchflow_index import GalleryExistsError, GalleryNotFoundError, ImageRecord, StoreUnavailableError
+from matchflow_index.history import BEGINNING, DIGEST_BYTES, chained
 from matchflow_index.lmdb_truth import LmdbTruth
-from matchflow_index.truth import Change, ChangeKind
+from matchflow_index.records import compact_json
+from matchflow_index.redis_address import RedisAddress
+from matchflow_index.redis_truth import RedisTruth
+from matchflow_index.truth import Change, ChangeKind, Durability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from matchflow_index.truth import StoredGallery, Transaction, Truth
+    from redis_server import RedisServer
 
-TRUTHS: dict[str, Callable[[Path], Truth]] = {
-    "lmdb": LmdbTruth,
-    # So small that every other test makes it grow.
-    "lmdb that grows": lambda path: LmdbTruth(path, map_bytes=64 * 1024),
-}
+    from matchflow_index import LabelValue
+    from matchflow_index.truth import Snapshot, StoredGallery, Transaction, Truth
+
+# A cluster refuses commands and transactions whose keys are in several slots.
+SHARED = ("redis", "redis cluster of one")
+TRUTHS = ("lmdb", "lmdb that grows", *SHARED)
+
+by_several = pytest.mark.parametrize("opener", SHARED, indirect=True)
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_cluster_node(tmp_path_factory.mktemp("cluster"), appendfsync="always") as server:
+        yield server
 
 
 @pytest.fixture(params=TRUTHS)
-def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Truth]]:
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Truth]:
+    """Return a function that opens the truth."""
+    if request.param == "lmdb":
+        return lambda: LmdbTruth(tmp_path / "truth")
+    if request.param == "lmdb that grows":
+        # So small that every other test makes it grow.
+        return lambda: LmdbTruth(tmp_path / "truth", map_bytes=64 * 1024)
+    server: RedisServer = request.getfixturevalue("redis_server" if request.param == "redis" else "cluster_node")
+    # Each test has a store of its own on the one server.
+    address = RedisAddress(url=server.url, prefix=f"store of {request.node.name.replace('[', ' ')}")
+    return lambda: RedisTruth(address)
+
+
+@pytest.fixture
+def reopen(opener: Callable[[], Truth]) -> Iterator[Callable[[], Truth]]:
     """Return a function that opens the truth, again and again; what it opened before is closed."""
     opened: list[Truth] = []
 
     def reopen() -> Truth:
         if opened:
             opened.pop().close()
-        opened.append(TRUTHS[request.param](tmp_path / "truth"))
+        opened.append(opener())
         return opened[-1]
 
     yield reopen
     for truth in opened:
         truth.close()
+
+
+@pytest.fixture
+def second(truth: Truth, opener: Callable[[], Truth]) -> Iterator[Truth]:
+    """The same truth, opened by somebody else."""
+    assert truth.shared
+    other = opener()
+    yield other
+    other.close()
 
 
 @pytest.fixture
@@ -52,22 +97,45 @@ def gallery(truth: Truth) -> StoredGallery:
     return truth.create(gallery_spec())
 
 
-def a_record(image_id: str, row_id: int, **labels: str) -> ImageRecord:
+def a_record(image_id: str, row_id: int, sequence: int = 0, **labels: LabelValue) -> ImageRecord:
     return ImageRecord(
-        image_id=image_id, row_id=row_id, content_hash="c", labels=labels, width_px=1, height_px=2, update_time_s=3.5
+        image_id=image_id,
+        row_id=row_id,
+        content_hash="c",
+        labels=labels,
+        width_px=1,
+        height_px=2,
+        update_time_s=3.5,
+        sequence=sequence,
     )
 
 
+def put_in(transaction: Transaction, name: str, row: bytes | None = None, thumbnail: bytes | None = None) -> Change:
+    """Put an image whose row is its name ten thousand times over."""
+    record = a_record(name, transaction.next_row_id(), transaction.sequence + 1)
+    return transaction.put(record, name.encode() * 10_000 if row is None else row, thumbnail)
+
+
 def put(truth: Truth, gallery: StoredGallery, *names: str, thumbnail: bytes | None = None) -> list[Change]:
-    """Put images whose row is their name ten thousand times over."""
+    return truth.write(gallery, lambda transaction: [put_in(transaction, name, None, thumbnail) for name in names])
 
-    def work(transaction: Transaction) -> list[Change]:
-        return [
-            transaction.put(a_record(name, transaction.next_row_id()), name.encode() * 10_000, thumbnail)
-            for name in names
-        ]
 
-    return truth.write(gallery, work)
+def remove(truth: Truth, gallery: StoredGallery, name: str) -> Change | None:
+    return truth.write(gallery, lambda transaction: transaction.remove(name, 4.5))
+
+
+def everything(snapshot: Snapshot) -> tuple[object, ...]:
+    """Return all that there is to see."""
+    records = list(snapshot.records())
+    return (
+        snapshot.sequence,
+        snapshot.log_start,
+        records,
+        list(snapshot.rows()),
+        [snapshot.thumbnail(record.row_id) for record in records],
+        list(snapshot.changes(0)),
+        [snapshot.history(sequence) for sequence in range(snapshot.sequence + 2)],
+    )
 
 
 def test_a_created_gallery_is_there_after_a_restart(reopen: Callable[[], Truth]) -> None:
@@ -121,7 +189,7 @@ def test_what_was_put_is_there_after_a_restart(reopen: Callable[[], Truth]) -> N
         assert snapshot.sequence == 2
         assert [record.image_id for record in snapshot.records()] == ["a", "b"]
         assert list(snapshot.rows()) == [(changes[0].row_id, b"b" * 10_000), (changes[1].row_id, b"a" * 10_000)]
-        assert snapshot.record("a") == a_record("a", changes[1].row_id)
+        assert snapshot.record("a") == a_record("a", changes[1].row_id, 2)
         assert snapshot.row(changes[0].row_id) == b"b" * 10_000
         assert snapshot.thumbnail(changes[0].row_id) == b"t"
         assert list(snapshot.changes(0)) == changes
@@ -144,7 +212,7 @@ def test_a_second_put_ends_the_first_row(truth: Truth, gallery: StoredGallery) -
     first = put(truth, gallery, "a", thumbnail=b"t")[0]
     second = put(truth, gallery, "a")[0]
     assert second == Change(
-        sequence=2, kind=ChangeKind.PUT, image_id="a", row_id=second.row_id, replaced_row_id=first.row_id
+        sequence=2, kind=ChangeKind.PUT, image_id="a", row_id=second.row_id, time_s=3.5, replaced_row_id=first.row_id
     )
     with truth.read(gallery) as snapshot:
         assert snapshot.row(first.row_id) is None
@@ -154,9 +222,9 @@ def test_a_second_put_ends_the_first_row(truth: Truth, gallery: StoredGallery) -
 
 def test_relabelling_keeps_the_row(truth: Truth, gallery: StoredGallery) -> None:
     row_id = put(truth, gallery, "a")[0].row_id
-    record = a_record("a", row_id, colour="red")
+    record = a_record("a", row_id, 2, colour="red", size=1.5, seen=datetime(2026, 1, 2, tzinfo=UTC))
     change = truth.write(gallery, lambda transaction: transaction.relabel(record))
-    assert change == Change(sequence=2, kind=ChangeKind.RELABEL, image_id="a", row_id=row_id)
+    assert change == Change(sequence=2, kind=ChangeKind.RELABEL, image_id="a", row_id=row_id, time_s=3.5)
     with truth.read(gallery) as snapshot:
         assert snapshot.record("a") == record
         assert snapshot.row(row_id) is not None
@@ -164,8 +232,8 @@ def test_relabelling_keeps_the_row(truth: Truth, gallery: StoredGallery) -> None
 
 def test_a_removed_image_is_gone_with_all_it_had(truth: Truth, gallery: StoredGallery) -> None:
     row_id = put(truth, gallery, "a", "b", thumbnail=b"t")[0].row_id
-    change = truth.write(gallery, lambda transaction: transaction.remove("a"))
-    assert change == Change(sequence=3, kind=ChangeKind.REMOVE, image_id="a", row_id=row_id)
+    change = remove(truth, gallery, "a")
+    assert change == Change(sequence=3, kind=ChangeKind.REMOVE, image_id="a", row_id=row_id, time_s=4.5)
     with truth.read(gallery) as snapshot:
         assert snapshot.record("a") is None
         assert snapshot.row(row_id) is None
@@ -174,16 +242,16 @@ def test_a_removed_image_is_gone_with_all_it_had(truth: Truth, gallery: StoredGa
 
 
 def test_removing_what_is_not_there_changes_nothing(truth: Truth, gallery: StoredGallery) -> None:
-    assert truth.write(gallery, lambda transaction: transaction.remove("a")) is None
+    assert remove(truth, gallery, "a") is None
     with truth.read(gallery) as snapshot:
         assert snapshot.sequence == 0
 
 
 def test_a_transaction_sees_its_own_changes(truth: Truth, gallery: StoredGallery) -> None:
     def work(transaction: Transaction) -> tuple[int, bool, bool]:
-        transaction.put(a_record("a", transaction.next_row_id()), b"row", None)
+        put_in(transaction, "a")
         seen = transaction.record("a") is not None
-        transaction.remove("a")
+        transaction.remove("a", 4.5)
         return transaction.sequence, seen, transaction.record("a") is None
 
     assert truth.write(gallery, work) == (2, True, True)
@@ -191,7 +259,7 @@ def test_a_transaction_sees_its_own_changes(truth: Truth, gallery: StoredGallery
 
 def test_an_exception_undoes_the_whole_transaction(truth: Truth, gallery: StoredGallery) -> None:
     def work(transaction: Transaction) -> None:
-        transaction.put(a_record("a", transaction.next_row_id()), b"row", b"t")
+        put_in(transaction, "a", b"row", b"t")
         raise KeyError("stop")
 
     with pytest.raises(KeyError, match="stop"):
@@ -208,7 +276,7 @@ def test_row_ids_count_up_over_galleries_deletions_and_restarts(reopen: Callable
         for name in ("x", "y"):
             gallery = truth.create(gallery_spec(name))
             seen += [change.row_id for change in put(truth, gallery, "a", "b")]
-            truth.write(gallery, lambda transaction: transaction.remove("b"))
+            remove(truth, gallery, "b")
             truth.delete(name)
     assert seen == sorted(set(seen))
 
@@ -262,17 +330,26 @@ def test_galleries_share_nothing(truth: Truth) -> None:
             assert len(list(snapshot.rows())) == len(list(snapshot.changes(0))) == 1
 
 
-def test_a_snapshot_does_not_move(truth: Truth, gallery: StoredGallery) -> None:
-    put(truth, gallery, "a")
+def test_a_snapshot_keeps_its_sequence_and_its_log_and_one_that_is_not_shared_all_else(
+    truth: Truth, gallery: StoredGallery
+) -> None:
+    row_id = put(truth, gallery, "a", "b")[0].row_id
     with truth.read(gallery) as snapshot:
-        writer = threading.Thread(target=lambda: truth.write(gallery, lambda transaction: transaction.remove("a")))
+        before = everything(snapshot)
+        writer = threading.Thread(target=lambda: remove(truth, gallery, "a"))
         writer.start()
         writer.join(60)
         assert not writer.is_alive()
-        assert snapshot.sequence == 1
-        assert [record.image_id for record in snapshot.records()] == ["a"]
-    with truth.read(gallery) as snapshot:
         assert snapshot.sequence == 2
+        assert len(list(snapshot.changes(0))) == 2
+        assert [record.image_id for record in snapshot.records()][-1] == "b"
+        if not truth.shared:
+            assert everything(snapshot) == before
+    with truth.read(gallery) as snapshot:
+        assert snapshot.sequence == 3
+        # Whether the removal shone through or not, after it nothing is left.
+        assert [change.image_id for change in snapshot.changes(2)] == ["a"]
+        assert snapshot.row(row_id) is None
 
 
 def test_many_threads_write_and_read_while_the_store_grows(truth: Truth, gallery: StoredGallery) -> None:
@@ -287,9 +364,12 @@ def test_many_threads_write_and_read_while_the_store_grows(truth: Truth, gallery
             with truth.read(gallery) as snapshot:
                 names = {record.row_id: record.image_id for record in snapshot.records()}
                 rows = dict(snapshot.rows())
-                if names.keys() != rows.keys() or len(names) != snapshot.sequence:
+                least = {change.row_id for change in snapshot.changes(0)}
+                if not (least <= names.keys() and least <= rows.keys()):
                     trouble.append(f"{len(names)} records, {len(rows)} rows at change {snapshot.sequence}")
-                if any(rows[row_id] != name.encode() * 10_000 for row_id, name in names.items()):
+                if not truth.shared and not len(names) == len(rows) == snapshot.sequence:
+                    trouble.append(f"{len(names)} records, {len(rows)} rows at exactly change {snapshot.sequence}")
+                if any(rows[row_id] != name.encode() * 10_000 for row_id, name in names.items() if row_id in rows):
                     trouble.append("a row of another image")
 
     threads = [threading.Thread(target=write, args=(prefix,)) for prefix in "abc"]
@@ -343,9 +423,287 @@ def test_match_defaults_go_with_their_gallery(reopen: Callable[[], Truth]) -> No
         truth = reopen()
 
 
+def test_records_and_rows_come_in_the_order_in_which_they_are_asked_for(truth: Truth, gallery: StoredGallery) -> None:
+    changes = put(truth, gallery, "a", "b", "c")
+    row_ids = [change.row_id for change in changes]
+    with truth.read(gallery) as snapshot:
+        found = snapshot.records_of(["c", "gone", "a", "c"])
+        assert [record and record.image_id for record in found] == ["c", None, "a", "c"]
+        asked = [row_ids[1], 10**12, row_ids[0], row_ids[1]]
+        assert snapshot.rows_of(asked) == [b"b" * 10_000, None, b"a" * 10_000, b"b" * 10_000]
+        assert not snapshot.records_of([])
+        assert not snapshot.rows_of([])
+
+
+# Where engines cut values: at powers of two, at pages, at half pages.
+SIZES = [0, 1, 7, 8, 1015, 1016, 1017, 1024, 1025, 2040, 2041, 2048, 2592, 4088, 4089, 4096, 4097, 8191, 65536, 300_000]
+
+
+def test_rows_and_thumbnails_of_every_length_come_back_as_they_were(truth: Truth, gallery: StoredGallery) -> None:
+    values = {f"{size:06}": bytes([size % 251]) * size for size in SIZES if size}
+    thumbnails = {name: value[::-1] + b"t" for name, value in values.items()}
+
+    def work(transaction: Transaction) -> list[Change]:
+        return [put_in(transaction, name, value, thumbnails[name]) for name, value in values.items()]
+
+    changes = truth.write(gallery, work)
+    with truth.read(gallery) as snapshot:
+        assert snapshot.rows_of([change.row_id for change in changes]) == list(values.values())
+        assert [snapshot.thumbnail(change.row_id) for change in changes] == list(thumbnails.values())
+    for name in values:
+        remove(truth, gallery, name)
+    with truth.read(gallery) as snapshot:
+        assert set(snapshot.rows_of([change.row_id for change in changes])) == {None}
+        assert {snapshot.thumbnail(change.row_id) for change in changes} == {None}
+
+
+def test_a_transaction_sees_what_it_did_as_a_snapshot_does_afterwards(truth: Truth, gallery: StoredGallery) -> None:
+    put(truth, gallery, "a", "c", "e", "g", thumbnail=b"old")
+
+    def work(transaction: Transaction) -> tuple[tuple[object, ...], list[object]]:
+        put_in(transaction, "b", b"new b")
+        put_in(transaction, "c", b"new c", b"t")
+        transaction.remove("e", 4.5)
+        put_in(transaction, "f", b"first f")
+        put_in(transaction, "f", b"second f")
+        put_in(transaction, "h")
+        transaction.remove("h", 5.5)
+        a = transaction.record("a")
+        assert a is not None
+        transaction.relabel(replace(a, sequence=transaction.sequence + 1, labels={"n": 1.0}))
+        return everything(transaction), list(transaction.records("b"))
+
+    seen, after_b = truth.write(gallery, work)
+    with truth.read(gallery) as snapshot:
+        assert everything(snapshot) == seen
+        records = list(snapshot.records())
+        assert [record.image_id for record in records] == ["a", "b", "c", "f", "g"]
+        assert records[2:] == after_b
+        assert snapshot.sequence == 12
+
+
+def test_the_history_is_the_chain_of_all_entries_whatever_the_engine(truth: Truth, gallery: StoredGallery) -> None:
+    put(truth, gallery, "a", "b")
+    put(truth, gallery, "a")
+    remove(truth, gallery, "b")
+    with truth.read(gallery) as snapshot:
+        digest = snapshot.history(0)
+        assert digest == BEGINNING
+        for change in snapshot.changes(0):
+            fields = [change.kind, change.image_id, change.row_id, change.replaced_row_id, change.time_s]
+            digest = chained(digest, compact_json(fields))
+            assert snapshot.history(change.sequence) == digest
+            assert len(digest) == DIGEST_BYTES
+        assert snapshot.history(5) is None
+
+
+def test_galleries_with_the_same_changes_part_where_they_first_differ(truth: Truth) -> None:
+    histories = []
+    for name, last in (("first", "c"), ("second", "d")):
+        gallery = truth.create(gallery_spec(name))
+
+        def work(transaction: Transaction, last: str = last) -> None:
+            for k, image_id in enumerate(["a", "b", last, "e"]):
+                transaction.put(a_record(image_id, 10**9 + k, k + 1), b"r", None)
+
+        truth.write(gallery, work)
+        with truth.read(gallery) as snapshot:
+            histories.append([snapshot.history(k) for k in range(5)])
+        truth.delete(name)
+    first, second = histories
+    assert first[:3] == second[:3]
+    assert all(one != other for one, other in zip(first[3:], second[3:], strict=True))
+
+
+def test_a_trimmed_log_keeps_its_end_its_numbers_and_its_history(reopen: Callable[[], Truth]) -> None:
+    truth = reopen()
+    gallery = truth.create(gallery_spec())
+    with truth.read(gallery) as snapshot:
+        assert snapshot.log_start == 1
+    assert truth.trim_log(gallery, 0) == 0
+    changes = put(truth, gallery, *"abcde")
+    with truth.read(gallery) as snapshot:
+        digests = [snapshot.history(k) for k in range(6)]
+    assert truth.trim_log(gallery, 7) == 0
+    assert truth.trim_log(gallery, 2) == 3
+    truth = reopen()
+    with truth.read(gallery) as snapshot:
+        assert snapshot.log_start == 4
+        assert list(snapshot.changes(0)) == changes[3:]
+        assert [snapshot.history(k) for k in range(6)] == [BEGINNING, None, None, None, *digests[4:]]
+        assert len(list(snapshot.records())) == 5
+    # One entry stays: the chain goes on from it.
+    assert truth.trim_log(gallery, 0) == 1
+    (next_change,) = put(truth, gallery, "f")
+    assert next_change.sequence == 6
+    with truth.read(gallery) as snapshot:
+        assert snapshot.log_start == 5
+        assert [change.sequence for change in snapshot.changes(0)] == [5, 6]
+        assert snapshot.history(5) == digests[5]
+
+
+def test_who_waits_is_told_of_the_next_change(truth: Truth, gallery: StoredGallery) -> None:
+    put(truth, gallery, "a", "b")
+    assert truth.wait(gallery, 1, 60) == 2
+    told: list[int] = []
+    waiter = threading.Thread(target=lambda: told.append(truth.wait(gallery, 2, 60)))
+    waiter.start()
+    time.sleep(0.05)
+    assert not told
+    put(truth, gallery, "c")
+    waiter.join(10)
+    assert told == [3]
+
+
+def test_who_waits_in_vain_gets_the_last_change_when_the_time_is_up(truth: Truth, gallery: StoredGallery) -> None:
+    put(truth, gallery, "a")
+    for timeout_s in (0, 0.2):
+        begin_s = time.monotonic()
+        assert truth.wait(gallery, 1, timeout_s) == 1
+        assert timeout_s <= time.monotonic() - begin_s < timeout_s + 5
+
+
+def test_who_waits_for_a_gallery_that_goes_is_told_so(truth: Truth, gallery: StoredGallery) -> None:
+    put(truth, gallery, "a")
+    deleter = threading.Timer(0.1, lambda: truth.delete("demo"))
+    deleter.start()
+    with pytest.raises(GalleryNotFoundError):
+        truth.wait(gallery, 1, 60)
+    deleter.join(60)
+
+
+def test_a_truth_says_what_its_acknowledgement_means(truth: Truth) -> None:
+    assert truth.durability in {Durability.DISK, Durability.PROCESS}
+
+
+def test_work_that_changes_nothing_stores_nothing(truth: Truth, gallery: StoredGallery) -> None:
+    assert truth.write(gallery, lambda transaction: transaction.next_row_id()) > 0
+    with truth.read(gallery) as snapshot:
+        assert everything(snapshot) == (0, 1, [], [], [], [], [BEGINNING, None])
+
+
+def run_together(*works: Callable[[], object]) -> None:
+    """Run functions in threads of their own, and raise what the first of them raises."""
+    errors: list[BaseException] = []
+
+    def guarded(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+
+
+@by_several
+def test_two_writers_lose_no_number_and_leave_no_gap(truth: Truth, second: Truth, gallery: StoredGallery) -> None:
+    changes: list[Change] = []
+
+    def write(writer: Truth, prefix: str) -> None:
+        for k in range(30):
+            changes.extend(put(writer, gallery, f"{prefix}{k}", "both"))
+
+    run_together(lambda: write(truth, "a"), lambda: write(second, "b"))
+    with truth.read(gallery) as snapshot:
+        logged = list(snapshot.changes(0))
+        assert logged == sorted(changes, key=lambda change: change.sequence)
+        assert [change.sequence for change in logged] == list(range(1, 121))
+        # Within a gallery, rows are in the order of their changes.
+        assert [change.row_id for change in logged] == sorted({change.row_id for change in logged})
+        # The last writer is the one with the last number.
+        last = [change for change in logged if change.image_id == "both"][-1]
+        record = snapshot.record("both")
+        assert record is not None
+        assert (record.row_id, record.sequence) == (last.row_id, last.sequence)
+        assert [row_id for row_id, _ in snapshot.rows()] == sorted(r.row_id for r in snapshot.records())
+        assert len(list(snapshot.records())) == 61
+
+
+@by_several
+def test_a_slow_writer_gets_through_between_fast_ones(truth: Truth, second: Truth, gallery: StoredGallery) -> None:
+    slow_is_done = threading.Event()
+
+    def slow() -> None:
+        def work(transaction: Transaction) -> None:
+            time.sleep(0.05)
+            put_in(transaction, "slow", b"row")
+
+        truth.write(gallery, work)
+        slow_is_done.set()
+
+    def fast() -> None:
+        while not slow_is_done.is_set():
+            second.write(gallery, lambda transaction: put_in(transaction, "fast", b"row"))
+
+    run_together(slow, fast)
+    with truth.read(gallery) as snapshot:
+        assert [record.image_id for record in snapshot.records()] == ["fast", "slow"]
+
+
+@by_several
+def test_work_that_read_what_another_writer_changed_runs_again(
+    truth: Truth, second: Truth, gallery: StoredGallery
+) -> None:
+    put(truth, gallery, "a")
+    runs: list[bool] = []
+
+    def work(transaction: Transaction) -> Change:
+        found = transaction.record("a") is not None
+        if not runs:
+            remove(second, gallery, "a")
+        runs.append(found)
+        if len(runs) == 1:
+            raise LookupError("what it saw is not so any more")
+        return put_in(transaction, f"a was there: {found}")
+
+    assert truth.write(gallery, work).sequence == 3
+    assert runs == [True, False]
+
+
+@by_several
+def test_another_one_sees_galleries_come_and_go(truth: Truth, second: Truth, gallery: StoredGallery) -> None:
+    assert second.galleries() == [gallery]
+    put(second, gallery, "a")
+    told: list[int] = []
+    run_together(lambda: told.append(truth.wait(gallery, 1, 60)), lambda: put(second, gallery, "b"))
+    assert told == [2]
+    second.delete("demo")
+    assert truth.galleries() == []
+    for use in (
+        lambda: put(truth, gallery, "c"),
+        lambda: truth.wait(gallery, 0, 1),
+        lambda: truth.trim_log(gallery, 1),
+    ):
+        with pytest.raises(GalleryNotFoundError):
+            use()
+
+
+@by_several
+def test_only_one_of_many_creates_a_gallery(truth: Truth, second: Truth) -> None:
+    outcomes: list[str] = []
+
+    def create(writer: Truth) -> None:
+        try:
+            outcomes.append(writer.create(gallery_spec("wanted")).uuid)
+        except GalleryExistsError:
+            outcomes.append("taken")
+
+    run_together(*[lambda writer=writer: create(writer) for writer in (truth, second) * 3])
+    assert outcomes.count("taken") == 5
+    assert [stored.uuid for stored in truth.galleries()] == [name for name in outcomes if name != "taken"]
+
+
 def test_a_closed_truth_says_so(truth: Truth, gallery: StoredGallery) -> None:
     truth.close()
     with pytest.raises(StoreUnavailableError):
         truth.galleries()
     with pytest.raises(StoreUnavailableError):
         put(truth, gallery, "a")
+    truth.close()

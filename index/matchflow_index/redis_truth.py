@@ -1,0 +1,241 @@
+"""Truth on a Redis server that several processes share: keys in redis_keys.py, transactions in redis_commit.py."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from matchflow_index.errors import GalleryNotFoundError, StoreUnavailableError
+from matchflow_index.redis_commit import begin, commit, erase_replaced, give_turn_back, take_turn
+from matchflow_index.redis_galleries import GalleryList
+from matchflow_index.redis_keys import GalleryKeys, decode_head
+from matchflow_index.redis_link import RedisLink
+from matchflow_index.redis_server import check_server, settle
+from matchflow_index.redis_sweeping import PENDING_AGE_S, sweep_galleries, sweep_rows
+from matchflow_index.redis_view import RedisView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from matchflow_index.records import GallerySpec
+    from matchflow_index.redis_address import RedisAddress
+    from matchflow_index.redis_link import Command
+    from matchflow_index.truth import Durability, Result, Snapshot, StoredGallery, Transaction
+
+logger = logging.getLogger(__name__)
+
+# How long a transaction is tried again while others are faster.
+PATIENCE_S = 30.0
+# Who was too slow so often asks the others to wait.
+POLITE_ATTEMPTS = 2
+LONGEST_PAUSE_S = 0.02
+LONGEST_BLOCK_S = 1.0
+TRIM_STEP = 10_000
+
+
+class RedisTruth:
+    """A truth on a server; any number of processes may open it, and any of their threads write."""
+
+    shared = True
+
+    def __init__(self, address: RedisAddress, *, read_only: bool = False) -> None:
+        """Open it; a writer creates what is missing and erases what crashes left behind.
+
+        StoreUnavailableError: there is no server, it is not safe (see RedisAddress.allow_unsafe), or of another format.
+        """
+        self._link = RedisLink(address)
+        self._read_only = read_only
+        self._token = uuid.uuid4().hex.encode()
+        self._turns: dict[int, threading.Lock] = {}
+        self._swept_s: dict[int, float] = {}
+        try:
+            self.durability: Durability = check_server(self._link)
+            self._galleries = GalleryList(self._link, self.durability, create=not read_only)
+        except StoreUnavailableError:
+            self._link.close()
+            raise
+        if not read_only:
+            self._sweep()
+
+    def galleries(self) -> list[StoredGallery]:
+        """Return all galleries, in order of id."""
+        return self._galleries.all()
+
+    def create(self, spec: GallerySpec) -> StoredGallery:
+        """Store a new, empty gallery; GalleryExistsError when the id is taken."""
+        self._check_writable()
+        return self._galleries.create(spec)
+
+    def delete(self, gallery_id: str) -> StoredGallery:
+        """Delete a gallery and all that is in it; return what it was.
+
+        It is gone, durably, with the first small transaction; what it held is swept after that.
+        """
+        self._check_writable()
+        gallery = self._galleries.delete(gallery_id)
+        try:
+            sweep_galleries(self._link, self._galleries.keys)
+        except StoreUnavailableError as error:
+            logger.warning("deleted galleries could not be swept, their space is not free yet: %s", error)
+        return gallery
+
+    def _sweep(self) -> None:
+        try:
+            sweep_galleries(self._link, self._galleries.keys)
+            for gallery in self.galleries():
+                self._sweep_rows(gallery.number)
+        except StoreUnavailableError as error:
+            logger.warning("what nothing refers to could not be swept, its space is not free yet: %s", error)
+
+    def _sweep_rows(self, number: int) -> None:
+        sweep_rows(self._link, self._keys(number))
+        self._swept_s[number] = time.monotonic()
+
+    @contextmanager
+    def read(self, gallery: StoredGallery) -> Iterator[Snapshot]:
+        """Look at a gallery."""
+        yield RedisView(self._link, self._keys(gallery.number), *self._head(gallery))
+
+    def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result]) -> Result:
+        """Run `work` in one transaction, and return its result once that is as safe as `durability` says.
+
+        Other processes may write too: `work` is run again when one was faster.
+        """
+        self._check_writable()
+        # Threads of one process would only be in each other's way.
+        with self._turns.setdefault(gallery.number, threading.Lock()):
+            self._sweep_when_due(gallery.number)
+            return self._write(gallery, work)
+
+    def _sweep_when_due(self, number: int) -> None:
+        if time.monotonic() - self._swept_s.get(number, -PENDING_AGE_S) >= PENDING_AGE_S:
+            try:
+                self._sweep_rows(number)
+            except StoreUnavailableError as error:
+                logger.warning("rows that nothing refers to could not be swept: %s", error)
+
+    def _write(self, gallery: StoredGallery, work: Callable[[Transaction], Result]) -> Result:
+        keys = self._keys(gallery.number)
+        deadline_s = time.monotonic() + PATIENCE_S
+        attempts, has_turn = 0, False
+        try:
+            while True:
+                done = self._attempt(gallery, work, has_turn=has_turn)
+                if done:
+                    # The commit gave it back.
+                    has_turn = False
+                    return done[0]
+                attempts += 1
+                if time.monotonic() > deadline_s:
+                    raise StoreUnavailableError(
+                        f"{self._link.address}: other writers of gallery {gallery.spec.gallery_id!r} were faster, "
+                        f"{attempts} times within {PATIENCE_S:.0f} s; nothing was stored"
+                    )
+                if attempts >= POLITE_ATTEMPTS:
+                    has_turn = take_turn(self._link, keys, self._token) or has_turn
+                time.sleep(random.uniform(0, min(0.001 * attempts, LONGEST_PAUSE_S)))  # noqa: S311 - no secret
+        finally:
+            if has_turn:
+                give_turn_back(self._link, keys, self._token)
+
+    def _attempt(
+        self, gallery: StoredGallery, work: Callable[[Transaction], Result], *, has_turn: bool
+    ) -> tuple[Result] | None:
+        """Return the result of a transaction that got through; None when another writer was faster."""
+        keys = self._keys(gallery.number)
+        with self._link.session() as session:
+            transaction = begin(session, keys, gallery, self._token, self._galleries.count_rows)
+            if transaction is None:
+                return None
+            try:
+                result = work(transaction)
+            except Exception:
+                # It may have seen half of what another writer did.
+                if session.execute([]) is None:
+                    return None
+                raise
+            try:
+                if not commit(session, self._link, keys, gallery, transaction, ends_turn=has_turn):
+                    return None
+            except StoreUnavailableError:
+                # It may have left something behind.
+                self._swept_s.pop(gallery.number, None)
+                raise
+            if transaction.entries:
+                settle(session, self._link, self.durability)
+        if not erase_replaced(self._link, keys, transaction):
+            self._swept_s.pop(gallery.number, None)
+        return (result,)
+
+    def wait(self, gallery: StoredGallery, after: int, timeout_s: float) -> int:
+        """Return the gallery's last change as soon as it is greater than `after`, or when the time is up."""
+        deadline_s = time.monotonic() + timeout_s
+        log = self._keys(gallery.number).log
+        while True:
+            sequence, _ = self._head(gallery)
+            left_s = deadline_s - time.monotonic()
+            if sequence > after or left_s <= 0:
+                return sequence
+            # Not for long: nobody is woken when the gallery is deleted.
+            block_s = min(left_s, LONGEST_BLOCK_S, self._link.address.timeout_s / 2)
+            self._link.call("XREAD", "BLOCK", max(1, int(1000 * block_s)), "COUNT", 1, "STREAMS", log, f"{after}-0")
+
+    def trim_log(self, gallery: StoredGallery, keep: int) -> int:
+        """Forget the log but for the last `keep` entries, at least one; return how many were forgotten."""
+        self._check_writable()
+        keys = self._keys(gallery.number)
+        view = RedisView(self._link, keys, *self._head(gallery))
+        first, end, forgotten = view.log_start, view.sequence - max(keep, 1) + 1, 0
+        while first < end:
+            # In steps: nobody else is answered during one.
+            first = min(first + TRIM_STEP, end)
+            forgotten += self._link.call("XTRIM", keys.log, "MINID", f"{first}-0")
+        return forgotten
+
+    def match_defaults(self, gallery: StoredGallery) -> bytes | None:
+        """Return what `set_match_defaults` stored."""
+        keys = self._keys(gallery.number)
+        existing, defaults = self._link.call("MGET", keys.gallery, keys.defaults)
+        self._check_exists(gallery, existing)
+        found: bytes | None = defaults
+        return found
+
+    def set_match_defaults(self, gallery: StoredGallery, defaults: bytes | None) -> None:
+        """Store a gallery's match defaults; None: forget them."""
+        self._check_writable()
+        keys = self._keys(gallery.number)
+        command: Command = ("DEL", keys.defaults) if defaults is None else ("SET", keys.defaults, defaults)
+        with self._link.session() as session:
+            session.watch([keys.gallery])
+            self._check_exists(gallery, session.call("GET", keys.gallery))
+            if session.execute([command]) is None:
+                raise GalleryNotFoundError(gallery.spec.gallery_id)
+            settle(session, self._link, self.durability)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._link.close()
+
+    def _keys(self, number: int) -> GalleryKeys:
+        return GalleryKeys(self._link.address.prefix, number)
+
+    def _head(self, gallery: StoredGallery) -> tuple[int, bytes]:
+        keys = self._keys(gallery.number)
+        existing, head = self._link.call("MGET", keys.gallery, keys.head)
+        self._check_exists(gallery, existing)
+        return decode_head(head)
+
+    def _check_exists(self, gallery: StoredGallery, existing: bytes | None) -> None:
+        if existing is None or existing.decode() != gallery.uuid:
+            # A server that came back empty has lost the gallery: nobody deleted it.
+            self._galleries.check_store()
+            raise GalleryNotFoundError(gallery.spec.gallery_id)
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise StoreUnavailableError(f"{self._link.address} is open read-only")
