@@ -161,7 +161,7 @@ def draw(queries: list[Sample], answers: list[matchflow.SearchResult[matchflow.H
             hits=[
                 SheetHit(
                     image=by_id[hit.image_id].path.read_bytes(),
-                    title=hit.labels["designer"],
+                    title=str(hit.labels["designer"]),
                     score=hit.score,
                     correct=hit.labels["class"] == query.klass,
                 )
