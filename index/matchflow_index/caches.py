@@ -61,9 +61,7 @@ class GalleryCaches:
         self._check(header, snapshot)
         arrays = decode_arrays(payload)
         slots = Slots.decode(arrays, size=header.slots)
-        slab = CellSlab.open(
-            self._slab_path(header.slab_token), self._layout, header.slots, header.slab_token, read_only=self.read_only
-        )
+        slab = self._open_slab(header)
         try:
             shelf, whole = self._load_shelf(header, slots, slab, array_of(arrays, "block_checksums"), snapshot)
         except (CacheDamagedError, StoreUnavailableError):
@@ -72,6 +70,17 @@ class GalleryCaches:
         # What had to be made anew is worth saving even if nothing changes any more.
         self.saved_sequence = header.sequence if whole else None
         return shelf
+
+    def _open_slab(self, header: CacheHeader) -> CellSlab:
+        path, token = self._slab_path(header.slab_token), header.slab_token
+        slab = CellSlab.open(path, self._layout, header.slots, token, read_only=self.read_only)
+        if not self.read_only:
+            return slab
+        # The writing process erases what is removed under everybody's eyes; checksums tell whether it just did.
+        try:
+            return slab.copied()
+        finally:
+            slab.close()
 
     def _load_shelf(
         self, header: CacheHeader, slots: Slots, slab: CellSlab, checksums: NDArray[np.uint32], snapshot: Snapshot
@@ -101,12 +110,12 @@ class GalleryCaches:
             raise CacheDamagedError(
                 f"slots.cache reflects change {header.sequence}, but the truth ends at {snapshot.sequence}"
             )
-        if snapshot.log_start > header.sequence + 1:
+        history = snapshot.history(header.sequence)
+        if history is None:
             raise CacheDamagedError(
                 f"slots.cache reflects change {header.sequence}, but the log begins at {snapshot.log_start}"
             )
-        history = snapshot.history(header.sequence)
-        if history is not None and history.hex() != header.history:
+        if history.hex() != header.history:
             raise CacheDamagedError(f"the truth has another history up to change {header.sequence} than slots.cache")
 
     def _repair(

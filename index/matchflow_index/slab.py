@@ -99,6 +99,17 @@ class CellSlab:
             raise
         return cls(layout, descriptor, 0, token)
 
+    def copied(self) -> CellSlab:
+        """Return a private copy, which nobody else writes to."""
+        copy = self.private(self.layout)
+        try:
+            for start in range(0, self.size, STEP_ROWS):
+                copy.append_array(self._rows[start : min(start + STEP_ROWS, self.size)])
+        except StoreUnavailableError:
+            copy.close()
+            raise
+        return copy
+
     def reserve(self, count: int) -> None:
         """Take the disk that `count` more rows need, so that appending them can't fail; StoreUnavailableError."""
         try:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from index_samples import gallery_spec, naive_search, new_image, new_images, sample_features
 
 from matchflow_index import GalleryStore, SearchQuery, StoreUnavailableError
+from matchflow_index.slab import BLOCK_ROWS, HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from matchflow_index import NewImage
 
-CACHES = ["slots.cache", "coarse.cache", "cells.slab"]
+CACHES = ["slots.cache", "coarse.cache", "cells-*.slab"]
 
 
 @pytest.fixture
@@ -90,6 +91,47 @@ def test_a_damaged_cache_is_rebuilt_and_the_log_says_why(
     assert not warnings(caplog)
 
 
+def flip_row(store: Path, row: int) -> None:
+    with cache(store, "cells-*.slab").open("r+b") as file:
+        file.seek(HEADER_BYTES + row * (8 * 4 + 4 * 8 + 4 * 2) + 11)
+        file.write(b"\xa5")
+
+
+def test_a_damaged_block_of_the_slab_is_read_again_from_the_truth(
+    saved: Path, images: list[NewImage], caplog: pytest.LogCaptureFixture
+) -> None:
+    more = new_images(2 * BLOCK_ROWS, seed=6, prefix="more")
+    with GalleryStore.open(saved) as store:
+        store.gallery("demo").put(more)
+    slab = cache(saved, "cells-*.slab")
+    for row in (3, 2 * BLOCK_ROWS + 1):
+        flip_row(saved, row)
+    check_answers(saved, [*images, *more], read_only=True)
+    assert "checksums of the slab do not match its bytes in 2 blocks" in warnings(caplog)
+    caplog.clear()
+    check_answers(saved, [*images, *more])
+    assert "2 of 3 blocks of the slab of gallery demo are damaged" in warnings(caplog)
+    assert cache(saved, "cells-*.slab") == slab
+    caplog.clear()
+    check_answers(saved, [*images, *more])
+    assert not warnings(caplog)
+
+
+def test_a_damaged_block_of_stale_caches_is_repaired_and_then_followed(
+    saved: Path, images: list[NewImage], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some of its images are gone from the truth by now."""
+    shutil.copytree(saved / "caches", tmp_path / "aside")
+    expected = change(saved, images)
+    older(saved, tmp_path / "aside")
+    flip_row(saved, 9)
+    check_answers(saved, expected)
+    assert "1 of 1 blocks of the slab of gallery demo are damaged" in warnings(caplog)
+    caplog.clear()
+    check_answers(saved, expected)
+    assert not warnings(caplog)
+
+
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 def test_no_flipped_bit_reaches_an_answer(saved: Path, images: list[NewImage], data: st.DataObject) -> None:
@@ -120,7 +162,7 @@ def change(path: Path, images: list[NewImage]) -> list[NewImage]:
         gallery = store.gallery("demo")
         gallery.put([*other, replaced])
         gallery.put([new_image("other-001", sample_features(1, seed=78)[0])])
-        gallery.update_labels("image-008", {"parity": "new"})
+        gallery.update("image-008", labels={"parity": "new"})
         gallery.delete(["image-009", "other-002"])
         kept = [gallery.get("image-008"), gallery.get("other-001")]
     assert [record.labels for record in kept] == [{"parity": "new"}, {}]
@@ -146,7 +188,7 @@ def test_a_read_only_store_with_stale_caches_answers_from_the_truth(
     expected = change(saved, images)
     older(saved, tmp_path / "aside")
     check_answers(saved, expected, read_only=True)
-    assert "5 rows behind, and the store is read-only" in warnings(caplog)
+    assert "10 changes behind, and the store is read-only" in warnings(caplog)
 
 
 def test_a_stale_coarse_index_beside_newer_slots_is_rebuilt(
@@ -186,7 +228,25 @@ def test_caches_of_another_history_of_the_same_length_are_not_believed(
         store.gallery("demo").put(extra)
     older(saved, tmp_path / "aside")
     check_answers(saved, [*new_images(40), *extra])
-    assert "lacks row" in warnings(caplog)
+    assert "another history up to change 41" in warnings(caplog)
+
+
+@pytest.mark.parametrize("keep", [1, 9, 10, 11, 12])
+def test_caches_that_the_log_does_not_reach_are_not_believed(
+    saved: Path, images: list[NewImage], tmp_path: Path, caplog: pytest.LogCaptureFixture, keep: int
+) -> None:
+    """The change that the caches reflect must be in the log, or nothing says that they are of its history."""
+    shutil.copytree(saved / "caches", tmp_path / "aside")
+    expected = change(saved, images)
+    with GalleryStore.open(saved) as store:
+        truth = store._truth
+        assert truth.trim_log(truth.galleries()[0], keep) == 50 - keep
+    older(saved, tmp_path / "aside")
+    check_answers(saved, expected)
+    assert ("but the log begins at" in warnings(caplog)) == (keep < 11)
+    caplog.clear()
+    check_answers(saved, expected)
+    assert not warnings(caplog)
 
 
 def test_caches_of_another_gallery_are_not_believed(
@@ -216,7 +276,7 @@ def test_a_gallery_created_again_never_sees_the_old_caches(
 
 def test_caches_that_no_gallery_has_are_removed(saved: Path, images: list[NewImage]) -> None:
     orphan = saved / "caches" / "0123456789abcdef"
-    shutil.copytree(cache(saved, "cells.slab").parent, orphan)
+    shutil.copytree(cache(saved, "slots.cache").parent, orphan)
     check_answers(saved, images, read_only=True)
     assert orphan.exists()
     check_answers(saved, images)
@@ -224,8 +284,8 @@ def test_caches_that_no_gallery_has_are_removed(saved: Path, images: list[NewIma
 
 
 def test_rows_that_a_crash_left_in_the_slab_are_written_over(saved: Path, images: list[NewImage]) -> None:
-    path = cache(saved, "cells.slab")
-    size = 40 * (8 * 4 + 4 * 8 + 4 * 2)
+    path = cache(saved, "cells-*.slab")
+    size = HEADER_BYTES + 40 * (8 * 4 + 4 * 8 + 4 * 2)
     with path.open("r+b") as file:
         file.seek(size)
         file.write(b"\xff" * 500)
@@ -254,12 +314,15 @@ def test_records_without_their_rows_are_reported_not_served(saved: Path) -> None
         stored = truth.galleries()[0]
         truth.write(stored, lambda transaction: transaction._erase_row(7))  # type: ignore[attr-defined]
     shutil.rmtree(saved / "caches")
-    with GalleryStore.open(saved) as store, pytest.raises(StoreUnavailableError, match=r"demo is damaged.*lacks row 7"):
+    with (
+        GalleryStore.open(saved) as store,
+        pytest.raises(StoreUnavailableError, match=r"demo is damaged: 1 rows are missing"),
+    ):
         store.gallery("demo")
 
 
 def test_a_folder_that_refuses_the_slab_is_reported(saved: Path) -> None:
-    folder = cache(saved, "cells.slab").parent
+    folder = cache(saved, "slots.cache").parent
     shutil.rmtree(folder)
     folder.write_bytes(b"no folder")
     with GalleryStore.open(saved) as store, pytest.raises(StoreUnavailableError, match="replaced"):

@@ -17,7 +17,14 @@ import numpy as np
 import pytest
 from index_samples import gallery_spec, new_images, sample_features
 
-from matchflow_index import Gallery, GalleryNotFoundError, GalleryStore, SearchQuery, StoreUnavailableError
+from matchflow_index import (
+    Gallery,
+    GalleryNotFoundError,
+    GalleryStore,
+    PutOutcome,
+    SearchQuery,
+    StoreUnavailableError,
+)
 from matchflow_index import lmdb_truth as lmdb_truth_module
 from matchflow_index.lmdb_truth import LmdbTruth
 
@@ -215,12 +222,38 @@ def test_a_slab_without_room_stops_the_put_before_the_truth(tmp_path: Path, monk
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", full)
+            patch.setattr(os, "posix_fallocate", full)
             with pytest.raises(StoreUnavailableError, match="No space left"):
                 gallery.put(new_images(5))
         assert gallery.count == len(gallery.page(None, 10)) == 3
         gallery.put(new_images(5))
         assert gallery.count == 5
+
+
+@pytest.mark.parametrize("how", ["search", "put"])
+def test_what_a_slab_without_room_could_not_show_is_shown_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Some file systems promise no room: then the put is durable, and says that searches do not see it."""
+    query = SearchQuery(features=sample_features(1)[0], settings=None, top_k=20)
+    with GalleryStore.open(tmp_path) as store:
+        gallery = store.create(gallery_spec())
+        gallery.put(new_images(3))
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", full)
+            with pytest.raises(StoreUnavailableError, match="No space left"):
+                gallery.put(new_images(5))
+            assert len(gallery.page(None, 10)) == 5
+            assert {hit.record.image_id for hit in gallery.search(query).hits} == {f"image-{k:03}" for k in range(3)}
+        if how == "put":
+            assert {result.outcome for result in gallery.put(new_images(5))} == {PutOutcome.UNCHANGED}
+            gallery.put(new_images(1, prefix="other"))
+            assert gallery.count == 6
+        assert len(gallery.search(query).hits) == len(gallery.page(None, 10)) == gallery.count
 
 
 def test_a_gallery_whose_slab_has_no_room_is_not_served_until_it_has(
@@ -273,8 +306,8 @@ def test_a_truth_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
 def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
     GalleryStore.open(tmp_path).close()
     with lmdb.open(str(tmp_path / "truth.lmdb"), max_dbs=10) as env, env.begin(write=True) as transaction:
-        transaction.put(b"format", (2).to_bytes(8, "big"), db=env.open_db(b"counters", transaction))
-    with pytest.raises(StoreUnavailableError, match="has format 2; this program reads and writes format 1"):
+        transaction.put(b"format", (1).to_bytes(8, "big"), db=env.open_db(b"counters", transaction))
+    with pytest.raises(StoreUnavailableError, match="has format 1; this program reads and writes format 2"):
         GalleryStore.open(tmp_path)
 
 
