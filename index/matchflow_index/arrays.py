@@ -42,9 +42,11 @@ def decode_arrays(data: bytes) -> dict[str, NDArray[Any]]:
         arrays, offset = {}, _LENGTH.size + length
         for name, (dtype, shape) in head.items():
             count = math.prod(shape)
+            if min(shape, default=0) < 0:
+                raise ValueError(f"an array of shape {shape}")
             arrays[name] = np.frombuffer(data, np.dtype(dtype), count, offset).reshape(shape)
             offset += arrays[name].nbytes
-    except (struct.error, ValueError, TypeError) as error:
+    except (struct.error, ValueError, TypeError, AttributeError) as error:
         raise CacheDamagedError(f"these are not arrays: {error}") from error
     if offset != len(data):
         raise CacheDamagedError(f"expected arrays of {offset} bytes; got {len(data)}")
