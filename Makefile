@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup redis-server demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-scale bench-gpu clean
+.PHONY: help setup redis-server demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-filter bench-scale bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -52,7 +52,7 @@ stubs: $(READY) ## generate the gRPC stubs again
 samples: $(READY) ## make samples/ again from the emoji sets (needs npm)
 	$(BIN)/python tools/make_samples.py
 
-bench: bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-gpu ## every benchmark
+bench: bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-filter bench-gpu ## every benchmark
 
 bench-matching: $(READY) ## the kernel against the released algorithm and bare BLAS, and its errors
 	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/matching.py
@@ -71,6 +71,9 @@ bench-explain: $(READY) ## deletion test and localisation of explanations
 
 bench-exhaustive: $(READY) ## what proving an answer costs in a gallery of 10,000, against brute force
 	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/exhaustive.py
+
+bench-filter: $(READY) ## 10,000 random filters in a gallery of 100,000, against brute force
+	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/filtering.py
 
 bench-scale: $(READY) ## memory, disk, start and searches of SIZE images (1,000,000 unless told otherwise)
 	@SIZE=$(SIZE) PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/scaling.py

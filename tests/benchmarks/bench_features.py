@@ -47,11 +47,16 @@ def perturbed(batch: FeatureBatch, count: int, *, noise: float = 0.35, seed: int
     """Return `count` images like those of `batch`: each cell moved by Gaussian noise of length about `noise`."""
     rng = np.random.default_rng(seed)
     base = dequantise(batch)
-    chosen = rng.integers(0, len(batch), count)
+    chosen = rng.integers(0, len(batch), count)  # before all else: see sources()
     dim = base.shape[2]
     cells = base[chosen] + rng.normal(scale=noise / dim**0.5, size=(count, *base.shape[1:])).astype(np.float32)
     embeddings = batch.embeddings[chosen] + rng.normal(scale=noise / dim**0.5, size=(count, dim)).astype(np.float32)
     return quantise(unit(embeddings), unit(cells))
+
+
+def sources(batch: FeatureBatch, count: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """Return which image of `batch` each of those that `perturbed` returns is like, int64 [count]."""
+    return np.random.default_rng(seed).integers(0, len(batch), count)
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
