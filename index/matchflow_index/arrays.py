@@ -41,10 +41,9 @@ def decode_arrays(data: bytes) -> dict[str, NDArray[Any]]:
         head = json.loads(data[_LENGTH.size : _LENGTH.size + length])
         arrays, offset = {}, _LENGTH.size + length
         for name, (dtype, shape) in head.items():
-            count = math.prod(shape)
-            if min(shape, default=0) < 0:
-                raise ValueError(f"an array of shape {shape}")
-            arrays[name] = np.frombuffer(data, np.dtype(dtype), count, offset).reshape(shape)
+            # To NumPy, a negative count means all that there are.
+            count = math.prod(map(abs, shape))
+            arrays[name] = np.frombuffer(data, np.dtype(dtype), count, offset).reshape(tuple(map(abs, shape)))
             offset += arrays[name].nbytes
     except (struct.error, ValueError, TypeError, AttributeError) as error:
         raise CacheDamagedError(f"these are not arrays: {error}") from error

@@ -109,30 +109,36 @@ class IvfIndex:
         self._index.remove_ids(slots)
 
     def propose(
-        self, embedding: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None, nprobe: int | None = None
+        self, embedding: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the slots [n] of about the `count` best cosines and FAISS's values for them [n], best first.
 
         `allowed` bool [slots] says which slots may be proposed; None: all. Fewer than `count` only when there are no
-        more: all lists are searched rather than return fewer.
+        more: other lists are searched rather than return fewer, but for a given `nprobe`.
         """
         faiss.omp_set_num_threads(1)
         lists = self.training.lists
-        share, probes = 1.0, nprobe or self.training.nprobe
+        share, probes = 1.0, self.training.nprobe
         selector = None
         if allowed is not None:
             bits = np.packbits(allowed, bitorder="little")
             selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
             share = np.count_nonzero(allowed) / max(1, len(allowed))
             probes = lists if share < FEW else min(lists, int(np.ceil(probes / share)))
-        wanted = min(count, self._index.ntotal)
         while True:
-            parameters = _PARAMETERS(sel=selector, nprobe=probes)
-            values, slots = self._index.search(embedding[None], max(1, wanted), params=parameters)
-            found = slots[0] >= 0
-            if found.sum() >= wanted or probes >= lists:
-                return slots[0][found], values[0][found]
-            probes = lists
+            slots, values = self._probe(embedding, count, selector, probes)
+            if len(slots) >= min(count, self._index.ntotal) or probes >= lists:
+                return slots, values
+            probes = min(4 * probes, lists)
+
+    def _probe(
+        self, embedding: NDArray[np.float32], count: int, selector: Any, probes: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return what is found in the `probes` lists nearest to a query, best first."""
+        parameters = _PARAMETERS(sel=selector, nprobe=probes)
+        values, slots = self._index.search(embedding[None], max(1, min(count, self._index.ntotal)), params=parameters)
+        found = slots[0] >= 0
+        return slots[0][found], values[0][found]
 
     def tune(self, queries: NDArray[np.float32], best: NDArray[np.int64], aim: float) -> None:
         """Set the least `nprobe` (a power of two) that finds a share `aim` of `best` int64 [n, k], the true answers."""
@@ -146,7 +152,7 @@ class IvfIndex:
 
     def _recall(self, queries: NDArray[np.float32], best: NDArray[np.int64], k: int, nprobe: int) -> float:
         # Twice as many are proposed as are needed, and ordered by their true cosines.
-        found = (self.propose(query, 2 * k, None, nprobe)[0] for query in queries)
+        found = (self._probe(query, 2 * k, None, nprobe)[0] for query in queries)
         return float(np.mean([np.isin(true, slots).mean() for true, slots in zip(best, found, strict=True)]))
 
     def encode(self) -> bytes:
