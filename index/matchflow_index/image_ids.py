@@ -12,7 +12,7 @@ from matchflow_index.errors import CacheDamagedError
 from matchflow_index.growing import GrowingArray
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -47,9 +47,14 @@ class ImageIds:
         start = int(ends[slot - 1]) if slot else 0
         return self._text.values[start : ends[slot]].tobytes().decode()
 
-    def of(self, slots: Iterable[int]) -> list[str]:
+    def of(self, slots: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """Return the ids of some slots."""
-        return [self[int(slot)] for slot in slots]
+        places, ends = np.asarray(slots, np.int64), self._ends.values
+        if not len(places):
+            return []
+        starts = np.where(places > 0, ends[places - 1], 0)
+        text: memoryview = self._text.values.data
+        return [str(text[a:b], "utf-8") for a, b in zip(starts.tolist(), ends[places].tolist(), strict=True)]
 
     def extend(self, image_ids: Sequence[str]) -> None:
         """Add one slot for each id."""

@@ -148,6 +148,7 @@ class Shelf:
         self._pins = 0
         self._pinning = threading.Lock()
         self._unerased: list[int] = []
+        self._look_for_ends()
 
     @property
     def size(self) -> int:
@@ -181,15 +182,16 @@ class Shelf:
     def select(self, image_filter: ImageFilter, now_s: float) -> Selection:
         """Return which slots may be answered at a time."""
         without = frozenset(slot for name in image_filter.exclude if (slot := self.slot(name)) is not None)
-        expired = self.slots.expire_times_s.values <= now_s
-        conditions, only = image_filter.conditions, image_filter.any_ids
-        if not conditions and only is None and not expired.any():
+        conditions, only, expiring = image_filter.conditions, image_filter.any_ids, self._earliest_end_s <= now_s
+        if not conditions and only is None and not expiring:
             return Selection(allowed=None, without=without, count=self.count - len(without))
         if only is None:
-            allowed = self.slots.live.values & ~expired
+            allowed = self.slots.live.values.copy()
         else:
             allowed = np.zeros(self.size, np.bool_)
-            allowed[[slot for name in only if (slot := self.slot(name)) is not None and not expired[slot]]] = True
+            allowed[[slot for name in only if (slot := self.slot(name)) is not None]] = True
+        if expiring:
+            allowed &= self.slots.expire_times_s.values > now_s
         for condition in conditions:
             allowed &= self.slots.labels.mask(condition)
         allowed[list(without)] = False
@@ -218,6 +220,10 @@ class Shelf:
         with self.lock.writing():
             self.slab.close()
 
+    def _look_for_ends(self) -> None:
+        """Know when the first image expires: until then no search has to look at all of them."""
+        self._earliest_end_s = float(self.slots.expire_times_s.values.min(initial=NEVER))
+
     def apply(self, updates: Sequence[Update], sequence: int) -> None:
         """Show searches all changes up to `sequence` at once; StoreUnavailableError when the slab can't take them.
 
@@ -231,6 +237,8 @@ class Shelf:
             if self._unerased[known:]:
                 self.coarse.remove(np.array(self._unerased[known:]))
             self._erase()
+            if self._earliest_end_s < NEVER or any(each.record and each.record.expire_time_s for each in updates):
+                self._look_for_ends()
             self.sequence = max(self.sequence, sequence)
 
     def _is_new(self, update: Update) -> bool:

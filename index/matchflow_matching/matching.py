@@ -257,7 +257,7 @@ def warm_up() -> None:
             for count in (1, 2):
                 candidates = FeatureBatch.stack([image] * count)
                 match(image, candidates, settings, grid=grid, floor=0.0)
-                explain_batch(image, candidates, settings, grid=grid)
+                top_flows(explain_batch(image, candidates, settings, grid=grid)[0], 1)
         match(image, FeatureBatch.stack([image]), afar, grid=grid, query_mask=near_end, image_masks=far_end)
 
 

@@ -14,20 +14,17 @@ import numpy as np
 
 from matchflow_matching.errors import FeaturesInvalidError
 from matchflow_matching.features import FeatureBatch, dequantise
+from matchflow_matching.support_kernels import average_parallel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matchflow_matching.features import CellGrid, Features
 
-# Binomial: half the weight on the flow's own row (column), a quarter on each neighbour.
-STEPS = ((-1, 0.25), (0, 0.5), (1, 0.25))
 # No cell shares with one that is farther away than this many cells, squared.
 FARTHEST_SQUARED = 25
 
 
-# Masses may be so small that their parts are no normal float32 any more: such a part is as good as nothing.
-@np.errstate(under="ignore")
 def supported(
     contributions: NDArray[np.float32], image_grid: CellGrid, query_grid: CellGrid | None = None
 ) -> NDArray[np.float32]:
@@ -47,9 +44,9 @@ def supported(
         raise FeaturesInvalidError(
             f"expected contributions [{image_grid.size}, {query_grid.size}]; got {list(contributions.shape)}"
         )
-    places = contributions.reshape(image_grid.rows, image_grid.columns, query_grid.rows, query_grid.columns)
-    by_rows = _along(places, (0, 2))
-    return _along(by_rows, (1, 3)).reshape(contributions.shape)
+    by_rows, averaged = np.empty_like(contributions), np.empty_like(contributions)
+    average_parallel(contributions, image_grid.columns, query_grid.columns, by_rows, averaged)
+    return averaged
 
 
 @np.errstate(under="ignore")
@@ -73,16 +70,3 @@ def shared(contributions: NDArray[np.float32], image: Features, grid: CellGrid) 
     np.fill_diagonal(kernel, 1.0)
     parts: NDArray[np.float32] = ((contributions / kernel.sum(axis=1)) @ kernel).astype(np.float32)
     return parts
-
-
-def _along(places: NDArray[np.float32], axes: tuple[int, int]) -> NDArray[np.float32]:
-    """Average over steps that both sides take together along their `axes`."""
-    averaged = np.zeros(places.shape, np.float32)
-    for step, weight in STEPS:
-        here, there = [slice(None)] * 4, [slice(None)] * 4
-        for axis in axes:
-            length = places.shape[axis]
-            here[axis] = slice(max(0, -step), length - max(0, step))
-            there[axis] = slice(max(0, step), length + min(0, step))
-        averaged[tuple(here)] += np.float32(weight) * places[tuple(there)]
-    return averaged
