@@ -47,7 +47,8 @@ def search(sight: Sight, query: SearchQuery, grid: CellGrid) -> SearchAnswer:
 def two_stages(sight: Sight, query: SearchQuery, grid: CellGrid) -> Ranking:
     """Return the shortlist with the first `depth` of it matched, or as many as the deadline lets be."""
     settings = second_stage(query)
-    wanted = max(query.top_k, query.depth) if settings else query.top_k
+    # With groups, hits that are left out make room for others further down.
+    wanted = max(query.top_k, query.depth) if settings or query.group_by is not None else query.top_k
     shortlist = propose(sight, query, wanted)
     if settings is None:
         return Ranking(
