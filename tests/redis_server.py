@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -50,7 +53,8 @@ class RedisServer:
         for name, value in self.options.items():
             command += [f"--{name.replace('_', '-')}", *(str(value).split() or [""])]
         with (self.folder / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            # Python ignores SIGXFSZ and would give it back: with it ignored, a limit on files is a full disk.
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, restore_signals=False)
         deadline_s = time.monotonic() + LIMIT_S
         while not self._answers():
             assert self._process.poll() is None, self.log()
@@ -94,6 +98,18 @@ class RedisServer:
         assert self._process is not None
         self._process.terminate()
         self._process.wait(LIMIT_S)
+
+    def pause(self) -> None:
+        """Let it hang: it takes connections, and answers nobody."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def limit_files(self, size_bytes: int) -> None:
+        """Let it write no file beyond a length, as if the disk were full."""
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from matchflow_index.errors import StoreUnavailableError
 
 SCHEMES = ("redis", "rediss", "unix")
+# Shorter, and who waits for a change would ask all the time.
+SHORTEST_S, LONGEST_S = 0.05, 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +21,7 @@ class RedisAddress:
     replicas           replicas that must have a transaction before it counts (WAIT)
     replica_timeout_s  how long they may take
     connect_timeout_s  how long the server may take to accept a connection
-    timeout_s          how long it may take to answer; at least 0.1
+    timeout_s          how long it may take to answer
     allow_unsafe       also use a server that keeps nothing on disk or that evicts keys
     """
 
@@ -34,14 +36,17 @@ class RedisAddress:
     def __post_init__(self) -> None:
         if not self.prefix or set(self.prefix) & set("{}"):
             raise StoreUnavailableError(f"prefix must be a text without braces; got {self.prefix!r}")
-        if self.replicas < 0 or self.replica_timeout_s <= 0 or self.connect_timeout_s <= 0:
-            raise StoreUnavailableError(
-                "expected replicas >= 0, replica_timeout_s > 0 and connect_timeout_s > 0; got "
-                f"{self.replicas}, {self.replica_timeout_s} and {self.connect_timeout_s}"
-            )
-        # Shorter, and who waits for a change would ask all the time.
-        if not self.timeout_s >= 0.1:  # noqa: PLR2004
-            raise StoreUnavailableError(f"timeout_s must be at least 0.1; got {self.timeout_s}")
+        if self.replicas < 0:
+            raise StoreUnavailableError(f"replicas must be at least 0; got {self.replicas}")
+        for name in ("replica_timeout_s", "connect_timeout_s", "timeout_s"):
+            value = getattr(self, name)
+            if not SHORTEST_S <= value <= LONGEST_S:
+                raise StoreUnavailableError(f"{name} must be from {SHORTEST_S} to {LONGEST_S}; got {value}")
+        try:
+            # The number is only read when it is asked for.
+            _ = urlsplit(self.url).port
+        except ValueError as error:
+            raise StoreUnavailableError(f"the port of a Redis address is no good: {error}") from error
 
     @classmethod
     def parse(cls, url: str) -> RedisAddress:

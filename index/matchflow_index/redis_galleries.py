@@ -72,6 +72,7 @@ class GalleryList:
 
     def create(self, spec: GallerySpec) -> StoredGallery:
         """Store a new, empty gallery; GalleryExistsError when the id is taken."""
+        self.check_store()
         for _ in range(ATTEMPTS):
             if self._link.call("HEXISTS", self.keys.galleries, spec.gallery_id):
                 raise GalleryExistsError(spec.gallery_id)
@@ -111,6 +112,7 @@ class GalleryList:
 
     def delete(self, gallery_id: str) -> StoredGallery:
         """Take a gallery off the list, for good, and doom what it holds; return what it was."""
+        self.check_store()
         for _ in range(ATTEMPTS):
             with self._link.session() as session:
                 session.watch([self.keys.galleries])

@@ -38,6 +38,9 @@ _SPARE = 8
 
 ROW, THUMBNAIL = b"r", b"t"
 
+# The lengths of stored values that may have a tail.
+CUT_SIZES = frozenset((1 << power) - _SPARE for power in range(SMALLEST_CUT.bit_length() - 1, 64))
+
 _SEQUENCE_BYTES = 8
 
 
@@ -67,7 +70,8 @@ class GalleryKeys:
         self.defaults = f"{tag}defaults".encode()
         self.pending = f"{tag}pending".encode()
         self.doomed = f"{tag}doomed".encode()
-        self._buckets = [f"{{{prefix}:{number}:{bucket}}}:".encode() for bucket in range(BUCKETS)]
+        buckets = [f"{{{prefix}:{number}:{bucket}}}:".encode() for bucket in range(BUCKETS)]
+        self.beginnings = {kind: [bucket + kind for bucket in buckets] for kind in (ROW, THUMBNAIL)}
 
     @cached_property
     def contents(self) -> tuple[bytes, ...]:
@@ -76,7 +80,12 @@ class GalleryKeys:
 
     def value(self, kind: bytes, row_id: int) -> bytes:
         """Return the key of a row (ROW) or a thumbnail (THUMBNAIL)."""
-        return b"%b%b%d" % (self._buckets[row_id % BUCKETS], kind, row_id)
+        return b"%b%d" % (self.beginnings[kind][row_id % BUCKETS], row_id)
+
+    def values(self, kind: bytes, row_ids: Iterable[int]) -> list[bytes]:
+        """Return the keys of many rows or thumbnails."""
+        beginnings = self.beginnings[kind]
+        return [b"%b%d" % (beginnings[row_id % BUCKETS], row_id) for row_id in row_ids]
 
     def of_row(self, row_id: int) -> tuple[bytes, ...]:
         """Return all keys that a row can have; they share a slot."""
@@ -120,11 +129,6 @@ def cut(value: bytes) -> tuple[bytes, bytes]:
     """
     fits = _fitting(len(value))
     return (value, b"") if len(value) <= fits or len(value) < SMALLEST_CUT - _SPARE else (value[:fits], value[fits:])
-
-
-def may_have_tail(value: bytes) -> bool:
-    """Tell whether a stored value may have been cut."""
-    return len(value) >= SMALLEST_CUT - _SPARE and len(value) + _SPARE == 1 << (len(value) + _SPARE).bit_length() - 1
 
 
 def _fitting(size: int) -> int:

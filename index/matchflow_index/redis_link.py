@@ -50,18 +50,16 @@ class RedisLink:
     def __init__(self, address: RedisAddress) -> None:
         self.address = address
         self._closed = threading.Event()
-        try:
-            self._pool = redis.ConnectionPool.from_url(
-                address.url,
-                max_connections=MAX_CONNECTIONS,
-                socket_connect_timeout=address.connect_timeout_s,
-                socket_timeout=address.timeout_s,
-                # Whether a command may be sent again is ours to say.
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,
-            )
-        except ValueError as error:
-            raise StoreUnavailableError(f"{address} is no good address: {error}") from error
+        # The library's types are not complete.
+        self._pool: Any = redis.ConnectionPool.from_url(
+            address.url,
+            max_connections=MAX_CONNECTIONS,
+            socket_connect_timeout=address.connect_timeout_s,
+            socket_timeout=address.timeout_s,
+            # Whether a command may be sent again is ours to say.
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
 
     def call(self, *command: bytes | str | float) -> Any:
         """Return the reply to one command."""

@@ -10,6 +10,7 @@ from matchflow_index.errors import StoreUnavailableError
 from matchflow_index.truth import Durability
 
 if TYPE_CHECKING:
+    from matchflow_index.redis_address import RedisAddress
     from matchflow_index.redis_link import RedisLink, RedisSession
 
 logger = logging.getLogger(__name__)
@@ -72,14 +73,24 @@ def settle(session: RedisSession, link: RedisLink, durability: Durability) -> No
     """
     address = link.address
     if address.replicas:
-        reached = session.call("WAIT", address.replicas, round(1000 * min(address.replica_timeout_s, 1e6)) or 1)
-        if reached < address.replicas:
+        _wait_for_replicas(session, address)
+    if durability is Durability.PROCESS:
+        _wait_until_written(link)
+
+
+def _wait_for_replicas(session: RedisSession, address: RedisAddress) -> None:
+    deadline_s = time.monotonic() + address.replica_timeout_s
+    while True:
+        # In steps: the server must always answer within timeout_s.
+        left_s = min(deadline_s - time.monotonic(), address.timeout_s / 2)
+        reached = session.call("WAIT", address.replicas, max(1, int(1000 * left_s)))
+        if reached >= address.replicas:
+            return
+        if time.monotonic() >= deadline_s:
             raise StoreUnavailableError(
                 f"{address}: expected {address.replicas} replicas to have the transaction within "
                 f"{address.replica_timeout_s} s, got {reached}; it was carried out, but is not as safe as asked for"
             )
-    if durability is Durability.PROCESS:
-        _wait_until_written(link)
 
 
 def _wait_until_written(link: RedisLink) -> None:

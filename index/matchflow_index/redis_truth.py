@@ -110,7 +110,11 @@ class RedisTruth:
         # Threads of one process would only be in each other's way.
         with self._turns.setdefault(gallery.number, threading.Lock()):
             self._sweep_when_due(gallery.number)
-            return self._write(gallery, work)
+            try:
+                return self._write(gallery, work)
+            except GalleryNotFoundError:
+                self._galleries.check_store()
+                raise
 
     def _sweep_when_due(self, number: int) -> None:
         if time.monotonic() - self._swept_s.get(number, -PENDING_AGE_S) >= PENDING_AGE_S:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from matchflow_index.history import BEGINNING, DIGEST_BYTES
 from matchflow_index.records import ImageRecord
-from matchflow_index.redis_keys import BUCKETS, ROW, THUMBNAIL, may_have_tail, tail_key
+from matchflow_index.redis_keys import BUCKETS, CUT_SIZES, ROW, THUMBNAIL, tail_key
 from matchflow_index.truth import Change, ChangeKind
 
 if TYPE_CHECKING:
@@ -120,23 +120,24 @@ class RedisView:
 
     def _values(self, kind: bytes, row_ids: Sequence[int]) -> list[bytes | None]:
         """Return values, one MGET per bucket; those that may have been cut are asked for their tails."""
-        found = self._gather([self._keys.value(kind, row_id) for row_id in row_ids], row_ids)
-        longer = [k for k, value in enumerate(found) if value is not None and may_have_tail(value)]
-        if longer:
-            row_ids = [row_ids[k] for k in longer]
-            tails = self._gather([tail_key(self._keys.value(kind, row_id)) for row_id in row_ids], row_ids)
-            for k, tail in zip(longer, tails, strict=True):
-                found[k] = (found[k] or b"") + (tail or b"")
+        keys = self._keys.values(kind, row_ids)
+        found = self._gather(keys, row_ids)
+        cut = [place for place, value in enumerate(found) if value is not None and len(value) in CUT_SIZES]
+        if cut:
+            tails = self._gather([tail_key(keys[place]) for place in cut], [row_ids[place] for place in cut])
+            for place, tail in zip(cut, tails, strict=True):
+                found[place] = (found[place] or b"") + (tail or b"")
         return found
 
     def _gather(self, keys: Sequence[bytes], row_ids: Sequence[int]) -> list[bytes | None]:
-        places: dict[int, list[int]] = {}
+        buckets: list[list[int]] = [[] for _ in range(BUCKETS)]
         for place, row_id in enumerate(row_ids):
-            places.setdefault(row_id % BUCKETS, []).append(place)
-        replies = self._asking.pipeline([("MGET", *[keys[place] for place in group]) for group in places.values()])
+            buckets[row_id % BUCKETS].append(place)
+        used = [places for places in buckets if places]
+        replies = self._asking.pipeline([("MGET", *[keys[place] for place in places]) for places in used])
         found: list[bytes | None] = [None] * len(keys)
-        for group, values in zip(places.values(), replies, strict=True):
-            for place, value in zip(group, values, strict=True):
+        for places, values in zip(used, replies, strict=True):
+            for place, value in zip(places, values, strict=True):
                 found[place] = value
         return found
 
