@@ -3,6 +3,7 @@
 from matchflow_index.answers import Certificate, Hit, SearchAnswer, SearchTimings
 from matchflow_index.conditions import LabelCondition, LabelRange
 from matchflow_index.errors import (
+    BackupDamagedError,
     BundleMismatchError,
     EtagMismatchError,
     FeaturesRejectedError,
@@ -27,6 +28,7 @@ from matchflow_index.store import GalleryStore
 
 __all__ = [
     "METHODS",
+    "BackupDamagedError",
     "BundleMismatchError",
     "Certificate",
     "EtagMismatchError",

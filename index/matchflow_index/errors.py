@@ -11,6 +11,7 @@ GalleryIndexError
 ├── BundleMismatchError      features of another bundle than the gallery is pinned to
 ├── InvalidQueryError        a search or an evaluation that makes no sense
 ├── StoreUnavailableError    the store can't be opened, read or written
+├── BackupDamagedError       a backup is not whole
 └── CacheDamagedError        a cache is missing, stale, damaged or foreign; never leaves the package: it is rebuilt
 """
 
@@ -93,3 +94,7 @@ class StoreUnavailableError(GalleryIndexError):
 
 class CacheDamagedError(GalleryIndexError):
     """A cache is missing, stale, damaged or foreign; whoever loads it rebuilds it from the truth."""
+
+
+class BackupDamagedError(GalleryIndexError):
+    """A backup is not whole: truncated, changed since it was written, of another format, or no backup at all."""

@@ -21,6 +21,7 @@ from matchflow_index.gallery import Gallery
 from matchflow_index.lmdb_environment import INITIAL_MAP_BYTES, MAX_MAP_BYTES
 from matchflow_index.lmdb_truth import LmdbTruth
 from matchflow_index.locking import WriterLock
+from matchflow_index.restoring import is_unfinished, stored_gallery
 from matchflow_index.truth import Durability
 from matchflow_index.upkeep import Upkeep
 
@@ -96,6 +97,7 @@ class GalleryStore:
             raise
         store = cls(path, truth, read_only=read_only, lock=lock)
         if not read_only:
+            store._drop_unfinished()
             store._drop_orphans()
         if upkeep_s is not None and not read_only:
             store._upkeep.start("upkeep", lambda: store._maintain(upkeep_s))
@@ -117,7 +119,7 @@ class GalleryStore:
     def list(self) -> list[GallerySpec]:
         """Return the specifications of all galleries, in order of id."""
         self._check_open()
-        return [stored.spec for stored in self._truth.galleries()]
+        return [stored.spec for stored in self._truth.galleries() if not is_unfinished(self._truth, stored)]
 
     def create(self, spec: GallerySpec) -> Gallery:
         """Create an empty gallery; GalleryExistsError when the id is taken."""
@@ -134,14 +136,12 @@ class GalleryStore:
             return self._loaded[gallery_id]
 
     def _load(self, gallery_id: str) -> Gallery:
-        for stored in self._truth.galleries():
-            if stored.spec.gallery_id == gallery_id:
-                caches = GalleryCaches(self._caches_of(stored), stored, read_only=self._read_only)
-                gallery = Gallery(stored, self._truth, caches)
-                if self._truth.shared and not self._read_only:
-                    self._upkeep.start(f"follow {gallery_id}", partial(self._follow, gallery))
-                return gallery
-        raise GalleryNotFoundError(gallery_id)
+        stored = stored_gallery(self._truth, gallery_id)
+        caches = GalleryCaches(self._caches_of(stored), stored, read_only=self._read_only)
+        gallery = Gallery(stored, self._truth, caches)
+        if self._truth.shared and not self._read_only:
+            self._upkeep.start(f"follow {gallery_id}", partial(self._follow, gallery))
+        return gallery
 
     def delete(self, gallery_id: str) -> None:
         """Delete a gallery with all its images; GalleryNotFoundError.
@@ -179,6 +179,14 @@ class GalleryStore:
 
     def _caches_of(self, stored: StoredGallery) -> Path:
         return self._path / "caches" / stored.uuid
+
+    def _drop_unfinished(self) -> None:
+        """Delete galleries whose restore was cut off. In a shared truth it may still be going on."""
+        if not self._truth.shared:
+            for stored in self._truth.galleries():
+                if is_unfinished(self._truth, stored):
+                    logger.warning("removing gallery %s: its restore was cut off", stored.spec.gallery_id)
+                    self._truth.delete(stored.spec.gallery_id)
 
     def _drop_orphans(self) -> None:
         """Remove caches whose gallery is gone: its deletion was cut off between truth and caches."""
