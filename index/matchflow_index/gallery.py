@@ -6,17 +6,16 @@ import logging
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from matchflow_index.checks import check_features, check_image, check_labels
 from matchflow_index.errors import (
     BundleMismatchError,
-    EtagMismatchError,
     GalleryNotFoundError,
     ImageNotFoundError,
     SequenceNotReachedError,
@@ -27,11 +26,11 @@ from matchflow_index.filling import catch_up
 from matchflow_index.ivf_index import IvfIndex
 from matchflow_index.labels import as_text
 from matchflow_index.match_defaults import MatchDefaults
-from matchflow_index.records import ImageRecord, KnownImage, PutOutcome, PutResult, RowLayout, Unchanged
+from matchflow_index.records import KnownImage, Unchanged
 from matchflow_index.search import search
-from matchflow_index.shelf import Update
 from matchflow_index.sight import Sight
 from matchflow_index.upkeep import compacted, make_lists, wants_compaction
+from matchflow_index.writing import Writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,11 +39,14 @@ if TYPE_CHECKING:
     from matchflow_index.caches import GalleryCaches
     from matchflow_index.labels import Labels
     from matchflow_index.queries import SearchQuery
-    from matchflow_index.records import GallerySpec, NewImage
+    from matchflow_index.records import GallerySpec, ImageRecord, NewImage, PutResult
+    from matchflow_index.shelf import Update
     from matchflow_index.truth import Durability, StoredGallery, Transaction, Truth
     from matchflow_matching.features import Features
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # How often a search is done again whose hits were changed under it, in a truth that is shared.
 MOST_LOOKS = 5
@@ -52,15 +54,6 @@ MOST_LOOKS = 5
 SETTLE_S = 0.25
 # The caches are saved after so many changes, or this share of all images.
 SAVE_CHANGES, SAVE_SHARE = 10_000, 0.05
-
-
-@dataclass(slots=True, kw_only=True)
-class _Plan:
-    """What a transaction did, for the shelf to follow once it is durable."""
-
-    results: list[PutResult] = field(default_factory=list)
-    records: list[ImageRecord] = field(default_factory=list)
-    updates: list[Update] = field(default_factory=list)
 
 
 class Gallery:
@@ -71,7 +64,6 @@ class Gallery:
         self._stored = stored
         self._truth = truth
         self._caches = caches
-        self._layout = RowLayout.of(stored.spec)
         self._writer = threading.Lock()
         self._match_defaults: MatchDefaults | None = None
         self._setting_defaults = threading.Lock()
@@ -168,58 +160,12 @@ class Gallery:
             else:
                 check_image(image, self.spec)
 
-        def work(transaction: Transaction) -> _Plan:
-            plan, now_s = _Plan(), self.now_s()
-            for image in images:
-                self._put(transaction, image, now_s, plan)
-            self._shelf.slab.reserve(sum(update.row is not None for update in plan.updates))
-            return plan
+        def work(writing: Writing) -> list[PutResult]:
+            results = [writing.put(image) for image in images]
+            self._shelf.slab.reserve(writing.new_rows)
+            return results
 
-        return self._commit(work).results
-
-    def _put(self, transaction: Transaction, image: NewImage | KnownImage, now_s: float, plan: _Plan) -> None:
-        old = transaction.record(image.image_id)
-        # What has expired counts as gone.
-        self._check_etag(image.image_id, None if old and old.is_expired(now_s) else old, image.if_sequence)
-        if old is not None and old.content_hash == image.content_hash:
-            new = replace(old, labels=dict(image.labels), expire_time_s=image.expire_time_s)
-            self._relabel(transaction, new, now_s, plan)
-            return
-        if isinstance(image, KnownImage):
-            plan.results.append(PutResult(outcome=PutOutcome.MISSING, row_id=0, sequence=transaction.sequence))
-            return
-        record = ImageRecord(
-            image_id=image.image_id,
-            row_id=transaction.next_row_id(),
-            content_hash=image.content_hash,
-            labels=dict(image.labels),
-            width_px=image.width_px,
-            height_px=image.height_px,
-            update_time_s=now_s,
-            sequence=transaction.sequence + 1,
-            expire_time_s=image.expire_time_s,
-        )
-        row = self._layout.pack(image.features)
-        thumbnail = image.thumbnail if self.spec.keep_thumbnails else None
-        change = transaction.put(record, row, thumbnail)
-        plan.updates.append(Update(change=change, record=record, row=row))
-        outcome = PutOutcome.CREATED if old is None else PutOutcome.UPDATED
-        plan.results.append(PutResult(outcome=outcome, row_id=record.row_id, sequence=change.sequence))
-
-    def _check_etag(self, image_id: str, old: ImageRecord | None, if_sequence: int | None) -> None:
-        found = 0 if old is None else old.sequence
-        if if_sequence is not None and if_sequence != found:
-            raise EtagMismatchError(self.spec.gallery_id, image_id, expected=if_sequence, actual=found)
-
-    def _relabel(self, transaction: Transaction, record: ImageRecord, now_s: float, plan: _Plan) -> ImageRecord:
-        outcome, sequence = PutOutcome.UNCHANGED, transaction.sequence
-        if record != transaction.record(record.image_id):
-            record = replace(record, update_time_s=now_s, sequence=sequence + 1)
-            change = transaction.relabel(record)
-            plan.updates.append(Update(change=change, record=record))
-            outcome, sequence = PutOutcome.UPDATED, change.sequence
-        plan.results.append(PutResult(outcome=outcome, row_id=record.row_id, sequence=sequence))
-        return record
+        return self._commit(work)
 
     def update(
         self,
@@ -236,18 +182,14 @@ class Gallery:
         if labels is not None:
             check_labels(image_id, labels)
 
-        def work(transaction: Transaction) -> _Plan:
-            plan, old, now_s = _Plan(), transaction.record(image_id), self.now_s()
-            if old is None or old.is_expired(now_s):
-                raise ImageNotFoundError(self.spec.gallery_id, image_id)
-            self._check_etag(image_id, old, if_sequence)
+        def work(writing: Writing) -> ImageRecord:
+            old = writing.existing(image_id, if_sequence)
             new = old if labels is None else replace(old, labels=dict(labels))
             if not isinstance(expire_time_s, Unchanged):
                 new = replace(new, expire_time_s=expire_time_s)
-            plan.records.append(self._relabel(transaction, new, now_s, plan))
-            return plan
+            return writing.relabel(old, new)
 
-        return self._commit(work).records[0]
+        return self._commit(work)
 
     def delete(self, image_ids: Iterable[str], *, if_sequences: Mapping[str, int] | None = None) -> tuple[int, int]:
         """Delete images in one transaction; return how many there were, and how many of the ids were not there.
@@ -256,14 +198,12 @@ class Gallery:
         """
         wanted = list(dict.fromkeys(image_ids))
 
-        def work(transaction: Transaction) -> _Plan:
-            now_s = self.now_s()
-            for image_id, sequence in (if_sequences or {}).items():
-                self._check_etag(image_id, transaction.record(image_id), sequence)
-            changes = [transaction.remove(image_id, now_s) for image_id in wanted]
-            return _Plan(updates=[Update(change=change) for change in changes if change is not None])
+        def work(writing: Writing) -> int:
+            for image_id in wanted:
+                writing.remove(image_id, (if_sequences or {}).get(image_id))
+            return len(writing.updates)
 
-        deleted = len(self._commit(work).updates)
+        deleted = self._commit(work)
         return deleted, len(wanted) - deleted
 
     def delete_expired(self) -> int:
@@ -271,20 +211,24 @@ class Gallery:
         with self._shelf.lock.reading():
             found = self._shelf.expired(self.now_s())
 
-        def work(transaction: Transaction) -> _Plan:
-            now_s = self.now_s()
-            records = [record for record in transaction.records_of(found) if record and record.is_expired(now_s)]
-            changes = [transaction.remove(record.image_id, now_s) for record in records]
-            return _Plan(updates=[Update(change=change) for change in changes if change is not None])
+        def work(writing: Writing) -> int:
+            writing.remove_expired(found)
+            return len(writing.updates)
 
-        return len(self._commit(work).updates) if found else 0
+        return self._commit(work) if found else 0
 
-    def _commit(self, work: Callable[[Transaction], _Plan]) -> _Plan:
+    def _commit(self, work: Callable[[Writing], Result]) -> Result:
+        """Do work in one transaction, let searches see what it did, and return its result."""
+
+        def write(transaction: Transaction) -> tuple[Result, list[Update]]:
+            writing = Writing(transaction, self.spec, self.now_s())
+            return work(writing), writing.updates
+
         with self._writer:
-            plan = self._truth.write(self._stored, work)
-            if plan.updates:
-                self._show({update.change.sequence: update for update in plan.updates})
-        return plan
+            result, updates = self._truth.write(self._stored, write)
+            if updates:
+                self._show({update.change.sequence: update for update in updates})
+        return result
 
     def _show(self, known: Mapping[int, Update]) -> None:
         """Let searches see our own changes, after those that others made before them."""
