@@ -1,0 +1,32 @@
+"""Verify a gallery: its truth, and its caches against the truth. Nothing is changed, and a server may be running."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matchflow_index.findings import Verification
+from matchflow_index.restoring import stored_gallery
+from matchflow_index.verifying_caches import verify_caches
+from matchflow_index.verifying_truth import verify_truth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from matchflow_index.truth import Truth
+
+
+def verify(
+    truth: Truth, gallery_id: str, store: Path | None, *, progress: Callable[[str, int], object] = lambda *_: None
+) -> Verification:
+    """Return everything that is wrong with a gallery and its caches in a store's folder (None: the truth alone).
+
+    `progress` hears how many images, or slots, were looked at. Raises GalleryNotFoundError, StoreUnavailableError.
+    """
+    gallery = stored_gallery(truth, gallery_id)
+    report = Verification(gallery_id=gallery_id)
+    verify_truth(truth, gallery, report, lambda count: progress("images", count))
+    if store is not None:
+        directory = store / "caches" / gallery.uuid
+        verify_caches(directory, truth, gallery, report, lambda count: progress("slots", count))
+    return report
