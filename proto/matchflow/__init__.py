@@ -40,7 +40,7 @@ from matchflow.errors import (
     UnexpectedStatusError,
 )
 from matchflow.filtering import AllOf, Between, Condition, LabelConditions, Not, Present
-from matchflow.ingest import IngestFailure, IngestItem, IngestOutcome, IngestResult, IngestSummary
+from matchflow.ingest import Durability, IngestFailure, IngestItem, IngestOutcome, IngestResult, IngestSummary
 from matchflow.labels import Labels, LabelValue
 from matchflow.matches import (
     AsyncHit,
@@ -81,6 +81,7 @@ __all__ = [
     "Condition",
     "DeadlineExceededError",
     "DeletedImages",
+    "Durability",
     "EtagMismatchError",
     "Explanation",
     "Features",

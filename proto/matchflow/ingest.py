@@ -55,15 +55,30 @@ class IngestOutcome(enum.StrEnum):
     FAILED = "failed"
 
 
+class Durability(enum.StrEnum):
+    """What a stored image survives."""
+
+    DISK = "disk"
+    """Written to disk and synchronised: the loss of power."""
+    PROCESS = "process"
+    """Given to the operating system: the end of any process; the loss of power may take the last second."""
+    MEMORY = "memory"
+    """Held in memory: not even the end of the store's server."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestResult:
-    """What became of one item; `error` says why it failed, and is None otherwise. row_id is 0 for a failed one."""
+    """What became of one item; `error` says why it failed, and is None otherwise. row_id is 0 for a failed one.
+
+    `durability` is None for a failed one, and where the server does not say.
+    """
 
     item: IngestItem = field(repr=False)
     outcome: IngestOutcome
     row_id: int = 0
     sequence: int = 0
     error: MatchflowError | None = None
+    durability: Durability | None = None
 
     @property
     def image_id(self) -> str:
@@ -105,6 +120,12 @@ OUTCOMES = {
     ingest_pb2.INGEST_OUTCOME_CREATED: IngestOutcome.CREATED,
     ingest_pb2.INGEST_OUTCOME_UPDATED: IngestOutcome.UPDATED,
     ingest_pb2.INGEST_OUTCOME_UNCHANGED: IngestOutcome.UNCHANGED,
+}
+
+DURABILITIES = {
+    ingest_pb2.DURABILITY_DISK: Durability.DISK,
+    ingest_pb2.DURABILITY_PROCESS: Durability.PROCESS,
+    ingest_pb2.DURABILITY_MEMORY: Durability.MEMORY,
 }
 
 
@@ -189,7 +210,16 @@ class IngestLedger:
         self._bytes_in_flight -= size_bytes
         error = _error_of(reply)
         outcome = IngestOutcome.FAILED if error else OUTCOMES[reply.outcome]
-        self._book(IngestResult(item=item, outcome=outcome, row_id=reply.row_id, sequence=reply.sequence, error=error))
+        self._book(
+            IngestResult(
+                item=item,
+                outcome=outcome,
+                row_id=reply.row_id,
+                sequence=reply.sequence,
+                error=error,
+                durability=DURABILITIES.get(reply.durability),
+            )
+        )
 
     def unreported(self) -> list[IngestResult]:
         """Return the results booked since the last call."""

@@ -13,6 +13,13 @@ from matchflow_cli.options import MISUSE
 MIB = 1024 * 1024
 
 
+class StoreDurability(enum.StrEnum):
+    """What an acknowledged image survives: the loss of power, or the end of any process."""
+
+    DISK = "disk"
+    PROCESS = "process"
+
+
 class LogFormat(enum.StrEnum):
     """How the log looks."""
 
@@ -31,7 +38,16 @@ class LogLevel(enum.StrEnum):
 
 def serve(
     *,
-    store: Annotated[Path | None, typer.Option(help="Folder of the galleries; made if missing.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Folder of the galleries, made if missing; or redis://host:port/db, shared by many servers."),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of this server alone for what it derives from a store on Redis.")
+    ] = None,
+    durability: Annotated[
+        StoreDurability | None, typer.Option(help="When an image in a folder counts as stored. Default: disk.")
+    ] = None,
     bundle: Annotated[
         list[Path] | None, typer.Option(help="Folder of a bundle; again for more. The first is the default model.")
     ] = None,
@@ -57,6 +73,8 @@ def serve(
     """
     given: dict[str, Any] = {
         "store": store,
+        "cache": cache,
+        "durability": durability,
         "bundles": bundle or None,
         "host": host,
         "port": port,

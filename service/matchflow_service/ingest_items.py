@@ -10,6 +10,7 @@ from google.rpc import status_pb2
 
 from matchflow.v1 import ingest_pb2
 from matchflow_index import KnownImage, NewImage, PutOutcome, PutResult
+from matchflow_index.truth import Durability
 from matchflow_service import names
 from matchflow_service.conversions import features_hash, parse_features
 from matchflow_service.errors import FieldInvalidError
@@ -29,6 +30,11 @@ OUTCOMES = {
     PutOutcome.CREATED: ingest_pb2.INGEST_OUTCOME_CREATED,
     PutOutcome.UPDATED: ingest_pb2.INGEST_OUTCOME_UPDATED,
     PutOutcome.UNCHANGED: ingest_pb2.INGEST_OUTCOME_UNCHANGED,
+}
+DURABILITIES = {
+    Durability.DISK: ingest_pb2.DURABILITY_DISK,
+    Durability.PROCESS: ingest_pb2.DURABILITY_PROCESS,
+    Durability.MEMORY: ingest_pb2.DURABILITY_MEMORY,
 }
 OK = status_pb2.Status()
 
@@ -133,8 +139,8 @@ def make_ready(item: Item, gallery: Gallery, model: Model, reader: ImageReader) 
     )
 
 
-def stored(item: Item, result: PutResult) -> ingest_pb2.IngestImagesResponse:
-    """Return the answer to an item that the gallery took."""
+def stored(item: Item, result: PutResult, durability: Durability) -> ingest_pb2.IngestImagesResponse:
+    """Return the answer to an item that the gallery took, in a store that promises so much."""
     return ingest_pb2.IngestImagesResponse(
         item_id=item.item_id,
         name=item.name,
@@ -142,6 +148,7 @@ def stored(item: Item, result: PutResult) -> ingest_pb2.IngestImagesResponse:
         outcome=OUTCOMES[result.outcome],
         row_id=result.row_id,
         sequence=result.sequence,
+        durability=DURABILITIES[durability],
     )
 
 

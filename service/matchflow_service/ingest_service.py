@@ -91,6 +91,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         gallery = self._store.gallery(gallery_id)
         return StreamPlace(
             gallery=gallery,
+            durability=self._store.durability,
             model=self._models.of_bundle(gallery.spec.bundle_digest),
             reader=self._reader,
             workers=self._workers,

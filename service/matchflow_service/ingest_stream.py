@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from matchflow.v1 import ingest_pb2
     from matchflow_index import Gallery, GalleryIndexError
+    from matchflow_index.truth import Durability
     from matchflow_service.images import ImageReader
     from matchflow_service.models import Model
     from matchflow_service.workers import Workers
@@ -63,6 +64,7 @@ class StreamPlace:
     """Where a stream's images go, and what works on them."""
 
     gallery: Gallery
+    durability: Durability
     model: Model
     reader: ImageReader
     workers: Workers
@@ -203,7 +205,7 @@ class IngestStream:
         for item, error in chunk.refused:
             self._refuse(item, error)
         for item, result in chunk.unchanged:
-            self._finish(item, stored(item, result))
+            self._finish(item, self._stored(item, result))
         writable = chunk.writable
         if chunk.inputs is not None:
             try:
@@ -240,7 +242,7 @@ class IngestStream:
                     # Another call took the content away meanwhile; it is still here, so it is decoded after all.
                     self._waiting.put_nowait(item)
                 else:
-                    self._finish(item, stored(item, result))
+                    self._finish(item, self._stored(item, result))
 
     async def _put_one_by_one(self, group: list[_Writable], error: GalleryIndexError) -> None:
         """Find the bad item of a group, which was refused as a whole."""
@@ -260,6 +262,9 @@ class IngestStream:
 
     def _status(self, error: Exception) -> status_pb2.Status:
         return status_of(error, request_id.get())
+
+    def _stored(self, item: Item, result: PutResult) -> ingest_pb2.IngestImagesResponse:
+        return stored(item, result, self._place.durability)
 
     def _refuse(self, item: Item, error: Exception) -> None:
         self._finish(item, refused(item.item_id, item.name, self._status(error)))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import grpc
@@ -14,6 +15,9 @@ from threadpoolctl import threadpool_limits
 from matchflow.v1 import gallery_pb2_grpc, ingest_pb2_grpc, model_pb2_grpc, search_pb2_grpc
 from matchflow_bundle import BundleError, Encoder, load_bundle
 from matchflow_index import GalleryStore, StoreUnavailableError
+from matchflow_index.redis_address import RedisAddress
+from matchflow_index.redis_truth import RedisTruth
+from matchflow_index.truth import Durability
 from matchflow_matching import warm_up
 from matchflow_service import logs
 from matchflow_service.calls import CallInterceptor, CallsInFlight
@@ -183,9 +187,21 @@ async def serve(settings: ServiceSettings, *, on_listening: Callable[[int], None
 
 def _open_store(settings: ServiceSettings) -> GalleryStore:
     try:
-        return GalleryStore.open(settings.store, upkeep_s=UPKEEP_S)
+        if isinstance(settings.store, str) and settings.cache is not None:
+            return _open_shared_store(settings.store, settings.cache)
+        durability = Durability(settings.durability or Durability.DISK)
+        return GalleryStore.open(Path(settings.store), durability=durability, upkeep_s=UPKEEP_S)
     except StoreUnavailableError as error:
         raise StartError(f"can't open the store: {error}") from error
+
+
+def _open_shared_store(address: str, cache: Path) -> GalleryStore:
+    truth = RedisTruth(RedisAddress.parse(address))
+    try:
+        return GalleryStore.open(cache, truth=truth, upkeep_s=UPKEEP_S)
+    except BaseException:
+        truth.close()
+        raise
 
 
 def _open_encoders(settings: ServiceSettings) -> list[Encoder]:

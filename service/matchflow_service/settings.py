@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path  # noqa: TC003 - pydantic looks it up at run time
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from matchflow_index.redis_address import is_redis_address
 
 MIB = 1024 * 1024
 # A request of EmbedImages must fit the encoder's queue.
@@ -30,7 +32,14 @@ class ServiceSettings(BaseSettings):
     host: str = "127.0.0.1"
     # 0: any free port; the log says which.
     port: int = Field(default=50051, ge=0, le=65535)
-    store: Path
+    # A folder, or redis://host:port/db on a server that several processes may share; its options follow after a ?, see
+    # matchflow_index.redis_address. The defaults are the safe ones.
+    store: Path | str
+    # Where this process keeps what it derives from a store on a Redis server; no two processes may share it.
+    cache: Path | None = Field(default=None, validate_default=True)
+    # When an image in a folder counts as stored: DISK, once it is synchronised; PROCESS, once the operating system has
+    # it. On a Redis server its own appendfsync says that.
+    durability: Literal["disk", "process"] | None = Field(default=None, validate_default=True)
     bundles: Annotated[list[Path], NoDecode] = Field(min_length=1)
     provider: str = "CPUExecutionProvider"
     # Concurrent calls of the model, each on one thread.
@@ -53,6 +62,29 @@ class ServiceSettings(BaseSettings):
     def from_environment(cls) -> Self:
         """Return what the environment alone says; raises pydantic's ValidationError."""
         return cls()  # type: ignore[call-arg]  # the environment has them
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _folder_or_address(cls, value: object) -> object:
+        return Path(value) if isinstance(value, str) and not is_redis_address(value) else value
+
+    # Fields of their own: an error about all settings at once would show the store's password.
+    @field_validator("cache")
+    @classmethod
+    def _cache_is_for_redis(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        store = info.data.get("store")
+        if isinstance(store, str) and value is None:
+            raise ValueError("a store on a Redis server needs a folder of this process for its caches")
+        if isinstance(store, Path) and value is not None:
+            raise ValueError("a store in a folder has its caches there; cache is for a store on a Redis server")
+        return value
+
+    @field_validator("durability")
+    @classmethod
+    def _durability_is_for_folders(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if isinstance(info.data.get("store"), str) and value is not None:
+            raise ValueError("the durability of a store on a Redis server is that server's setting appendfsync")
+        return value
 
     @field_validator("bundles", mode="before")
     @classmethod

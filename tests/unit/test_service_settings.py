@@ -136,3 +136,33 @@ def test_what_a_client_sent_can_neither_forge_a_line_nor_steer_a_terminal(
     assert written.count("\n") == 1
     assert "\x1b]0" not in written
     assert len(written) < 3_000
+
+
+def test_a_store_is_a_folder_or_the_address_of_a_redis_server(clean_environment: pytest.MonkeyPatch) -> None:
+    clean_environment.setenv("MATCHFLOW_STORE", "redis://:secret@localhost:6379/0?replicas=1")
+    clean_environment.setenv("MATCHFLOW_CACHE", "/var/cache/matchflow")
+    clean_environment.setenv("MATCHFLOW_BUNDLES", "lite0")
+    settings = ServiceSettings.from_environment()
+    assert settings.store == "redis://:secret@localhost:6379/0?replicas=1"
+    assert (settings.cache, settings.durability) == (Path("/var/cache/matchflow"), None)
+    clean_environment.delenv("MATCHFLOW_CACHE")
+    for name in ("data", "/data", "./redis:/data"):
+        assert ServiceSettings(store=name, bundles=BUNDLES).store == Path(name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"store": "redis://:secret@h"}, "needs a folder of this process for its caches"),
+        ({"store": "data", "cache": "c"}, "a store in a folder has its caches there"),
+        ({"store": "redis://:secret@h", "cache": "c", "durability": "disk"}, "is that server's setting appendfsync"),
+        ({"store": "data", "durability": "memory"}, "'disk' or 'process'"),
+    ],
+)
+def test_settings_of_a_store_that_do_not_go_together_are_refused_and_no_password_is_shown(
+    clean_environment: pytest.MonkeyPatch, settings: dict[str, str], message: str
+) -> None:
+    assert clean_environment
+    with pytest.raises(ValidationError, match=message) as raised:
+        ServiceSettings(**{"bundles": BUNDLES, **settings})  # type: ignore[arg-type]
+    assert "secret" not in str(raised.value)

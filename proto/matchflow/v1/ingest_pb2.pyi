@@ -21,6 +21,32 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Durability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
+    DURABILITY_DISK: _Durability.ValueType  # 1
+    """Written to disk and synchronised: it survives the loss of power."""
+    DURABILITY_PROCESS: _Durability.ValueType  # 2
+    """Given to the operating system: it survives the end of any process; the loss of power may take the last second."""
+    DURABILITY_MEMORY: _Durability.ValueType  # 3
+    """Held in memory only: the end of the store's server takes it."""
+
+class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
+    """What had happened to a change when it was acknowledged. The operator of the server chooses it."""
+
+DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
+DURABILITY_DISK: Durability.ValueType  # 1
+"""Written to disk and synchronised: it survives the loss of power."""
+DURABILITY_PROCESS: Durability.ValueType  # 2
+"""Given to the operating system: it survives the end of any process; the loss of power may take the last second."""
+DURABILITY_MEMORY: Durability.ValueType  # 3
+"""Held in memory only: the end of the store's server takes it."""
+Global___Durability: _TypeAlias = Durability  # noqa: Y015
+
 class _IngestOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -119,12 +145,15 @@ class IngestImagesResponse(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     ROW_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     name: _builtins.str
     outcome: Global___IngestOutcome.ValueType
     row_id: _builtins.int
     sequence: _builtins.int
     """The change that stored it."""
+    durability: Global___Durability.ValueType
+    """What the image survives from now on. What a failed item left behind, if anything, has no promise."""
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """OK, or why this item was refused, with ErrorInfo."""
@@ -138,10 +167,11 @@ class IngestImagesResponse(_message.Message):
         outcome: Global___IngestOutcome.ValueType = ...,
         row_id: _builtins.int = ...,
         sequence: _builtins.int = ...,
+        durability: Global___Durability.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "name", b"name", "outcome", b"outcome", "row_id", b"row_id", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "item_id", b"item_id", "name", b"name", "outcome", b"outcome", "row_id", b"row_id", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

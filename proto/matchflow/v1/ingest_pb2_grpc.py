@@ -47,10 +47,10 @@ class IngestServiceServicer:
     """
 
     def IngestImages(self, request_iterator, context):
-        """One result per item, in any order, as soon as the image is in the truth on disk. A bad item gets a status of its
-        own and stops nothing. The stream pushes back when the server is busy. Safe to send again: an image whose bytes,
-        labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded again. Items of one image are
-        applied in the order sent. An item may fail with ETAG_MISMATCH.
+        """One result per item, in any order, as soon as the image is in the truth; `durability` says how safe it is then. A
+        bad item gets a status of its own and stops nothing. The stream pushes back when the server is busy. Safe to send
+        again: an image whose bytes, labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded
+        again. Items of one image are applied in the order sent. An item may fail with ETAG_MISMATCH.
         The stream itself fails for GALLERY_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -34,10 +34,10 @@ class IngestServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> IngestServiceAsyncStub: ...
     IngestImages: _grpc.StreamStreamMultiCallable[_ingest_pb2.IngestImagesRequest, _ingest_pb2.IngestImagesResponse]
-    """One result per item, in any order, as soon as the image is in the truth on disk. A bad item gets a status of its
-    own and stops nothing. The stream pushes back when the server is busy. Safe to send again: an image whose bytes,
-    labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded again. Items of one image are
-    applied in the order sent. An item may fail with ETAG_MISMATCH.
+    """One result per item, in any order, as soon as the image is in the truth; `durability` says how safe it is then. A
+    bad item gets a status of its own and stops nothing. The stream pushes back when the server is busy. Safe to send
+    again: an image whose bytes, labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded
+    again. Items of one image are applied in the order sent. An item may fail with ETAG_MISMATCH.
     The stream itself fails for GALLERY_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
     """
 
@@ -47,10 +47,10 @@ class IngestServiceAsyncStub(IngestServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     IngestImages: _aio.StreamStreamMultiCallable[_ingest_pb2.IngestImagesRequest, _ingest_pb2.IngestImagesResponse]  # type: ignore[assignment]
-    """One result per item, in any order, as soon as the image is in the truth on disk. A bad item gets a status of its
-    own and stops nothing. The stream pushes back when the server is busy. Safe to send again: an image whose bytes,
-    labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded again. Items of one image are
-    applied in the order sent. An item may fail with ETAG_MISMATCH.
+    """One result per item, in any order, as soon as the image is in the truth; `durability` says how safe it is then. A
+    bad item gets a status of its own and stops nothing. The stream pushes back when the server is busy. Safe to send
+    again: an image whose bytes, labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded
+    again. Items of one image are applied in the order sent. An item may fail with ETAG_MISMATCH.
     The stream itself fails for GALLERY_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
     """
 
@@ -63,10 +63,10 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_ingest_pb2.IngestImagesRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ingest_pb2.IngestImagesResponse], _abc.AsyncIterator[_ingest_pb2.IngestImagesResponse]]:
-        """One result per item, in any order, as soon as the image is in the truth on disk. A bad item gets a status of its
-        own and stops nothing. The stream pushes back when the server is busy. Safe to send again: an image whose bytes,
-        labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded again. Items of one image are
-        applied in the order sent. An item may fail with ETAG_MISMATCH.
+        """One result per item, in any order, as soon as the image is in the truth; `durability` says how safe it is then. A
+        bad item gets a status of its own and stops nothing. The stream pushes back when the server is busy. Safe to send
+        again: an image whose bytes, labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded
+        again. Items of one image are applied in the order sent. An item may fail with ETAG_MISMATCH.
         The stream itself fails for GALLERY_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
         """
 
