@@ -78,6 +78,9 @@ bench-filter: $(READY) ## 10,000 random filters in a gallery of 100,000, against
 bench-scale: $(READY) ## memory, disk, start and searches of SIZE images (1,000,000 unless told otherwise)
 	@SIZE=$(SIZE) PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/scaling.py
 
+bench-store: $(READY) ## ready-made features into LMDB and Redis, and rows back
+	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/storing.py
+
 bench-gpu: $(READY) ## the Triton kernel against its floors; says so and stops where there is no GPU
 	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/gpu_matching.py
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,16 @@ BUNDLE_SOURCES = ("exporter", "constraints.txt", "samples/emoji")
 def _strict_numerics() -> Iterator[None]:
     with np.errstate(all="raise"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_log_of_others() -> Iterator[None]:
+    """A server that ran inside a test logs to the output of that test, which no later one may write to."""
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers.copy():
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
