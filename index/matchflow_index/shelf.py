@@ -236,9 +236,10 @@ class Shelf:
                 self._follow(update, new)
             if self._unerased[known:]:
                 self.coarse.remove(np.array(self._unerased[known:]))
-            self._erase()
-            if self._earliest_end_s < NEVER or any(each.record and each.record.expire_time_s for each in updates):
+            ends = any(each.record is not None and each.record.expire_time_s is not None for each in updates)
+            if ends or self._earliest_end_s < NEVER:
                 self._look_for_ends()
+            self._erase()
             self.sequence = max(self.sequence, sequence)
 
     def _is_new(self, update: Update) -> bool:

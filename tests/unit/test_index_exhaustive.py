@@ -27,7 +27,6 @@ from matchflow_index import (
     queries,
 )
 from matchflow_index.exhaustive import look
-from matchflow_index.gallery import _Plan
 from matchflow_index.labels import LabelKind
 from matchflow_matching import FeatureBatch, MatchMode, MatchSettings, explain, match, quantise, top_flows
 from matching_strategies import random_batch
@@ -468,7 +467,7 @@ def test_a_row_that_is_not_finite_comes_last_and_spoils_no_proof(tmp_path: Path,
         damaged = replace(images[0].features, **{where: np.full_like(getattr(images[0].features, where), np.nan)})
         # The check of what is put is gone around.
         image = replace(images[0], features=damaged)
-        gallery._commit(lambda transaction: plan_of(gallery, transaction, image))
+        gallery._commit(lambda writing: writing.put(image))
         for top_k in (3, 100):
             query = SearchQuery(
                 features=sample_features(1, seed=7)[0],
@@ -482,12 +481,6 @@ def test_a_row_that_is_not_finite_comes_last_and_spoils_no_proof(tmp_path: Path,
             assert answer.exact
             assert shown(answer)[:59] == naive_search(images[1:], query, exhaustive=True)
             assert (answer.hits[-1].record.image_id == "image-000") == (top_k == 100)
-
-
-def plan_of(gallery: Gallery, transaction: Any, image: NewImage) -> Any:
-    plan = _Plan()
-    gallery._put(transaction, image, 0.0, plan)
-    return plan
 
 
 # While others write

@@ -141,10 +141,14 @@ def test_a_search_may_ask_about_later_but_never_about_earlier(store: GalleryStor
     assert found(kept, 1004.0) == {"image-001"}
 
 
-def test_an_image_without_end_has_none_and_an_end_in_the_past_is_one(store: GalleryStore, clock: Clock) -> None:
+@pytest.mark.parametrize("end", [-math.inf, 0.0, 999.0])
+def test_an_image_without_end_has_none_and_an_end_in_the_past_is_one(
+    store: GalleryStore, clock: Clock, caplog: pytest.LogCaptureFixture, end: float
+) -> None:
     kept = store.create(gallery_spec())
-    put_with_ends(kept, [None, -math.inf, 999.0])
+    put_with_ends(kept, [None, end, end])
     assert found(kept, 0.0) == {"image-000"}
+    assert not caplog.text
     clock.now_s = 1e12
     assert found(kept, 0.0) == {"image-000"}
     assert kept.delete_expired() == 2
