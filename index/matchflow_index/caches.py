@@ -111,7 +111,7 @@ class GalleryCaches:
                 f"slots.cache reflects change {header.sequence}, but the truth ends at {snapshot.sequence}"
             )
         history = snapshot.history(header.sequence)
-        if history is None:
+        if history is None or snapshot.log_start > header.sequence + 1:
             raise CacheDamagedError(
                 f"slots.cache reflects change {header.sequence}, but the log begins at {snapshot.log_start}"
             )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -24,6 +25,7 @@ from matchflow_index import (
     PutOutcome,
     SearchQuery,
     evaluate,
+    upkeep,
 )
 from matchflow_index.limits import longest_cell
 from matchflow_matching import MatchMode, MatchSettings
@@ -119,6 +121,38 @@ class GalleryHistory(RuleBasedStateMachine):
         shutil.rmtree(caches)
         aside.rename(caches)
         self.reopen()
+
+    @rule()
+    def maintain(self) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(upkeep, "LEAST_COMPACTED", 1)
+            patch.setattr(upkeep, "MOST_DEAD", 0)
+            self.gallery.maintain()
+        assert self.gallery._shelf.size == len(self.images)
+
+    @rule(keep=st.integers(1, 6))
+    def trim_log(self, keep: int) -> None:
+        self.gallery._truth.trim_log(self.gallery.stored, keep)
+
+    @rule(data=st.data())
+    def damage(self, data: st.DataObject) -> None:
+        """A bit of a cache is flipped while nobody has the store open."""
+        self.store.close()
+        files = sorted(path for path in (self.folder / "store" / "caches").rglob("*") if path.is_file())
+        if files:
+            path = data.draw(st.sampled_from(files))
+            content = bytearray(path.read_bytes())
+            # Most of a small slab is room for more.
+            content[data.draw(st.integers(0, min(len(content), 6_000) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+            path.write_bytes(content)
+        self.reopen()
+
+    @invariant()
+    def removed_features_are_not_in_the_slab(self) -> None:
+        if hasattr(self, "gallery"):
+            shelf = self.gallery._shelf
+            dead = np.setdiff1d(np.arange(shelf.size), shelf.live_slots)
+            assert not shelf.slab.stored(dead).any()
 
     def reopen(self) -> None:
         self.store = GalleryStore.open(self.folder / "store")
