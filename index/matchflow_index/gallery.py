@@ -16,6 +16,7 @@ import numpy as np
 from matchflow_index.checks import check_features, check_image, check_labels
 from matchflow_index.errors import (
     BundleMismatchError,
+    CacheDamagedError,
     GalleryNotFoundError,
     ImageNotFoundError,
     SequenceNotReachedError,
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from matchflow_index.labels import Labels
     from matchflow_index.queries import SearchQuery
     from matchflow_index.records import GallerySpec, ImageRecord, NewImage, PutResult
-    from matchflow_index.shelf import Update
-    from matchflow_index.truth import Durability, StoredGallery, Transaction, Truth
+    from matchflow_index.shelf import Shelf, Update
+    from matchflow_index.truth import Durability, Snapshot, StoredGallery, Transaction, Truth
     from matchflow_matching.features import Features
 
 logger = logging.getLogger(__name__)
@@ -237,15 +238,24 @@ class Gallery:
             shelf.apply([known[sequence] for sequence in sorted(known)], last)
         else:
             with self._truth.read(self._stored) as snapshot:
-                catch_up(shelf, snapshot, known)
+                self._catch_up(snapshot, known)
         with self._moved:
             self._moved.notify_all()
+
+    def _catch_up(self, snapshot: Snapshot, known: Mapping[int, Update] | None = None) -> None:
+        """Follow the log, or begin anew where it does not reach back any more; for those who hold `_writer`."""
+        try:
+            catch_up(self._shelf, snapshot, known)
+        except CacheDamagedError as error:
+            logger.warning("gallery %s is read again from the truth: %s", self.spec.gallery_id, error)
+            old, self._shelf = self._shelf, self._caches.open_shelf(snapshot)
+            old.close()
 
     def follow(self, timeout_s: float) -> int:
         """Wait for changes that others make, let searches see them, and return the last change that they see."""
         if self._truth.wait(self._stored, self._shelf.sequence, timeout_s) > self._shelf.sequence:
             with self._writer, self._truth.read(self._stored) as snapshot:
-                catch_up(self._shelf, snapshot)
+                self._catch_up(snapshot)
             with self._moved:
                 self._moved.notify_all()
         return self._shelf.sequence
@@ -323,7 +333,7 @@ class Gallery:
                 return True
         # Whoever made it could not show it.
         with suppress(StoreUnavailableError), self._writer, self._truth.read(self._stored) as snapshot:
-            catch_up(self._shelf, snapshot)
+            self._catch_up(snapshot)
         return self._shelf.sequence >= sequence
 
     def labelled_images(self) -> LabelledImages:
@@ -359,12 +369,16 @@ class Gallery:
         if unsaved > max(SAVE_CHANGES, SAVE_SHARE * shelf.size):
             self.save()
 
-    def _compact(self) -> None:
+    def compact(self) -> int:
+        """Drop all dead slots, however few, and return how many there were."""
+        return self._compact(lambda shelf: shelf.size > shelf.count)
+
+    def _compact(self, wanted: Callable[[Shelf], bool] = wants_compaction) -> int:
         """Let a shelf without dead slots take the place of one with many; searches go on in the old one till then."""
         with self._writer:
             old = self._shelf
-            if old.slab.closed or not wants_compaction(old):
-                return
+            if old.slab.closed or not wanted(old):
+                return 0
             slab = self._caches.new_slab()
             try:
                 with old.lock.reading():
@@ -378,6 +392,7 @@ class Gallery:
             old.close()
         logger.info("dropped %d dead slots of gallery %s", old.size - old.count, self.spec.gallery_id)
         self.save()
+        return old.size - old.count
 
     def save(self) -> None:
         """Bring the caches on disk up to date, so that the next opening is quick."""

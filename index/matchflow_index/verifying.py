@@ -11,22 +11,22 @@ from matchflow_index.verifying_truth import verify_truth
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from matchflow_index.opening import StorePlace
     from matchflow_index.truth import Truth
 
 
 def verify(
-    truth: Truth, gallery_id: str, store: Path | None, *, progress: Callable[[str, int], object] = lambda *_: None
+    truth: Truth, gallery_id: str, place: StorePlace | None, *, progress: Callable[[str, int], object] = lambda *_: None
 ) -> Verification:
-    """Return everything that is wrong with a gallery and its caches in a store's folder (None: the truth alone).
+    """Return everything that is wrong with a gallery and its caches at a place (None: with its truth).
 
     `progress` hears how many images, or slots, were looked at. Raises GalleryNotFoundError, StoreUnavailableError.
     """
     gallery = stored_gallery(truth, gallery_id)
     report = Verification(gallery_id=gallery_id)
     verify_truth(truth, gallery, report, lambda count: progress("images", count))
-    if store is not None:
-        directory = store / "caches" / gallery.uuid
+    directory = None if place is None else place.caches_of(gallery.uuid)
+    if directory is not None:
         verify_caches(directory, truth, gallery, report, lambda count: progress("slots", count))
     return report

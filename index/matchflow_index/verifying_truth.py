@@ -97,7 +97,7 @@ class _TruthWalk:
                 yield from self._check_all([record])
         where = "the first one" if self._last is None else f"one after {self._last!r}"
         yield _finding(
-            f"a record can't be read, {where} or later; of those behind it only {len(known)} that the log has were checked"
+            f"a record can't be read, {where} or later; only {len(known)} that the log has were checked then"
         )
 
     def _check_all(self, records: Sequence[ImageRecord]) -> Iterator[Finding]:

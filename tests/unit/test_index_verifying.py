@@ -21,6 +21,7 @@ from matchflow_index.arrays import decode_arrays, encode_arrays
 from matchflow_index.cachefile import read_cache, write_cache
 from matchflow_index.coarse import trained
 from matchflow_index.lmdb_truth import LmdbTruth
+from matchflow_index.opening import StorePlace
 from matchflow_index.records import RowLayout
 from matchflow_index.slab import HEADER_BYTES
 from matchflow_index.verifying import verify
@@ -74,7 +75,7 @@ def store(sound: Path, tmp_path: Path) -> Path:
 def verified(store: Path) -> Verification:
     truth = LmdbTruth(store / "truth.lmdb", read_only=True)
     try:
-        return verify(truth, "demo", store)
+        return verify(truth, "demo", StorePlace(folder=store))
     finally:
         truth.close()
 
