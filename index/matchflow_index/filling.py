@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from matchflow_index.errors import StoreUnavailableError
+from matchflow_index.errors import CacheDamagedError, StoreUnavailableError
 from matchflow_index.shelf import Update
 from matchflow_index.truth import Change, ChangeKind
 
@@ -58,9 +58,14 @@ def _changed_since(snapshot: Snapshot, sequence: int) -> bool:
 
 
 def catch_up(shelf: Shelf, snapshot: Snapshot, known: Mapping[int, Update] | None = None) -> None:
-    """Apply all changes that a shelf lacks; `known` are those by sequence that need not be looked up."""
+    """Apply all changes that a shelf lacks; `known` are those by sequence that need not be looked up.
+
+    CacheDamagedError when the log does not reach back to them any more.
+    """
     changes = snapshot.changes(shelf.sequence)
     while step := list(islice(changes, STEP)):
+        if step[0].sequence != shelf.sequence + 1:
+            raise CacheDamagedError(f"searches see change {shelf.sequence}, and the log goes on at {step[0].sequence}")
         shelf.apply(looked_up(step, snapshot, known or {}), step[-1].sequence)
 
 

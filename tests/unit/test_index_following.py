@@ -138,6 +138,33 @@ def test_what_another_removed_is_not_answered_even_before_it_is_followed(pair: t
     assert "image-003" not in names(second)
 
 
+@pytest.mark.parametrize("how", ["follow", "put", "search"])
+def test_who_was_away_until_the_log_was_trimmed_begins_anew(
+    pair: tuple[Gallery, Gallery], truth: LmdbTruth, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = pair
+    first.put(new_images(6))
+    second.follow(0)
+    first.delete(["image-002"])
+    first.put(new_images(3, seed=2, prefix="later"))
+    truth.trim_log(first.stored, 1)
+    if how == "put":
+        second.put(new_images(1, seed=3, prefix="mine"))
+        first.follow(0)
+    elif how == "follow":
+        second.follow(0)
+    else:
+        # What another removed is held back, and that is when it is seen that there is more to know.
+        second.search(QUERY)
+    assert "is read again from the truth" in caplog.text
+    assert (second.sequence, second.count) == (first.sequence, first.count)
+    assert names(second) == names(first)
+    second.put(new_images(1, seed=4, prefix="more"))
+    second.save()
+    first.follow(0)
+    assert names(second) == names(first)
+
+
 def test_two_stores_on_one_truth_follow_each_other_by_themselves(
     tmp_path: Path, truth: LmdbTruth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
