@@ -67,7 +67,9 @@ def test_a_layout_follows_the_gallery() -> None:
     assert layout.size_bytes == len(layout.pack(sample_features(1)[0]))
 
 
-@pytest.mark.parametrize("module", ["records", "labels", "rankings", "shortlist", "evaluation", "ivf_index", "lmdb_rows"])
+@pytest.mark.parametrize(
+    "module", ["records", "labels", "rankings", "shortlist", "evaluation", "ivf_index", "lmdb_rows"]
+)
 def test_the_worked_examples_hold(module: str) -> None:
     results = doctest.testmod(importlib.import_module(f"matchflow_index.{module}"))
     assert results.attempted
