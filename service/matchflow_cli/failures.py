@@ -35,6 +35,7 @@ ADVICE = {
     "GoldenMismatchError": "export it again on this machine with `matchflow export`",
     "ProviderUnavailableError": "choose one that is there with --provider",
     "StoreUnavailableError": "check the folder that --store names, and room and rights on its disk",
+    "BackupDamagedError": "take another backup; nothing was restored",
     "HeadImagesError": "name a folder with more images with --head-images",
 }
 INTERNAL_ADVICE = "run again as `matchflow --debug ...` and report what it prints"

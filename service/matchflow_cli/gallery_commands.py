@@ -1,4 +1,4 @@
-"""`matchflow gallery`: list, show, create, adjust and delete galleries."""
+"""`matchflow gallery`: list, show, create, adjust and delete galleries, and what gallery_operations.py does offline."""
 
 import itertools
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 import matchflow
+from matchflow_cli import gallery_operations
 from matchflow_cli.failures import CommandError
 from matchflow_cli.options import DEFAULT_SERVER, MISUSE, JsonOption, ServerOption
 from matchflow_cli.output import as_json, console, counted, labels, table, text
@@ -26,12 +27,13 @@ GalleryArgument = Annotated[str, typer.Argument(help="The gallery.")]
 
 def application() -> typer.Typer:
     """Return the group of commands."""
-    group = typer.Typer(help="List, show, create, adjust and delete galleries.", no_args_is_help=True)
+    group = typer.Typer(help="List, show, create, adjust, delete, back up and check galleries.", no_args_is_help=True)
     group.command("list")(list_)
     group.command("show")(show)
     group.command("create")(create)
     group.command("set-default")(set_default)
     group.command("delete")(delete)
+    gallery_operations.add_to(group)
     return group
 
 
