@@ -45,10 +45,14 @@ _MEANINGS: dict[type[Exception] | str, str] = {
 
 
 class RedisLink:
-    """A pool of connections with one server; any thread may use it."""
+    """A pool of connections with one server; any thread may use it.
+
+    `by_slot`: the server is of a cluster, and a command may only name keys of one slot.
+    """
 
     def __init__(self, address: RedisAddress) -> None:
         self.address = address
+        self.by_slot = False
         self._closed = threading.Event()
         # The library's types are not complete.
         self._pool: Any = redis.ConnectionPool.from_url(
@@ -80,7 +84,7 @@ class RedisLink:
             raise StoreUnavailableError(f"{self.address} is closed")
         with explained(self.address):
             connection = self._pool.get_connection()
-        session = RedisSession(connection, self.address)
+        session = RedisSession(connection, self.address, by_slot=self.by_slot)
         try:
             yield session
         finally:
@@ -95,9 +99,10 @@ class RedisLink:
 
 
 class RedisSession:
-    """One connection, used by one thread."""
+    """One connection, used by one thread; `by_slot` as for RedisLink."""
 
-    def __init__(self, connection: Any, address: RedisAddress) -> None:
+    def __init__(self, connection: Any, address: RedisAddress, *, by_slot: bool) -> None:
+        self.by_slot = by_slot
         self._connection = connection
         self._address = address
         self._watching = self._waiting = False

@@ -28,7 +28,8 @@ def check_server(link: RedisLink) -> Durability:
     version = tuple(int(part) for part in server["redis_version"].split(".")[:2])
     if version < OLDEST_VERSION:
         raise StoreUnavailableError(f"{address}: expected Redis 6.2 or newer, got {server['redis_version']}")
-    if server.get("redis_mode") == "cluster":
+    link.by_slot = server.get("redis_mode") == "cluster"
+    if link.by_slot:
         nodes = int(_info(link.call("CLUSTER", "INFO"))["cluster_size"])
         if nodes != 1:
             raise StoreUnavailableError(f"{address}: expected one server, got one of a cluster of {nodes}")

@@ -27,6 +27,11 @@ ENTRY = b"c"
 class Asking(Protocol):
     """Who sends commands: a RedisLink, or a RedisSession that keeps to one connection."""
 
+    @property
+    def by_slot(self) -> bool:
+        """Whether a command may only name keys of one slot."""
+        ...
+
     def pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies."""
         ...
@@ -119,7 +124,7 @@ class RedisView:
                 yield decode_change(start - 1, value[DIGEST_BYTES:])
 
     def _values(self, kind: bytes, row_ids: Sequence[int]) -> list[bytes | None]:
-        """Return values, one MGET per bucket; those that may have been cut are asked for their tails."""
+        """Return values by one MGET, or one per bucket in a cluster, and one more for the tails of the cut."""
         keys = self._keys.values(kind, row_ids)
         found = self._gather(keys, row_ids)
         cut = [place for place, value in enumerate(found) if value is not None and len(value) in CUT_SIZES]
@@ -130,6 +135,8 @@ class RedisView:
         return found
 
     def _gather(self, keys: Sequence[bytes], row_ids: Sequence[int]) -> list[bytes | None]:
+        if not self._asking.by_slot:
+            return list(self._call("MGET", *keys)) if keys else []
         buckets: list[list[int]] = [[] for _ in range(BUCKETS)]
         for place, row_id in enumerate(row_ids):
             buckets[row_id % BUCKETS].append(place)

@@ -28,6 +28,10 @@ class Writing:
         """How many rows the slab will have to take."""
         return sum(update.row is not None for update in self.updates)
 
+    def look_up(self, image_ids: list[str]) -> None:
+        """Fetch records that will be asked for one by one."""
+        self._transaction.records_of(image_ids)
+
     def put(self, image: NewImage | KnownImage) -> PutResult:
         """Store an image; see Gallery.put. Raises EtagMismatchError."""
         transaction, old = self._transaction, self._transaction.record(image.image_id)
