@@ -11,6 +11,8 @@ before it: a gallery that others write to is read once, and then what changed me
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import struct
@@ -104,14 +106,15 @@ class BackupWriter:
     def __init__(self, path: Path, header: BackupHeader) -> None:
         """Begin; of the header only the numbers and the match defaults may be others in the end."""
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+        self._temporary = path.with_name(f".{path.name}.new")
         self._room = len(header.encode()) + HEADER_ROOM
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._chunks = 1
         self.entries = 0
+        self._done = False
         try:
-            self._file = self._temporary.open("wb")
+            self._file = _begun(self._temporary)
             self._file.write(_START.pack(MAGIC, FORMAT) + bytes(_framed(HEADER, 0, bytes(self._room))))
         except OSError as error:
             raise self._explained(error) from error
@@ -155,8 +158,8 @@ class BackupWriter:
             self._file.write(_framed(HEADER, 0, content.ljust(self._room)))
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._file.close()
             self._temporary.replace(self._path)
+            self._done = True
             synchronise_directory(self._path.parent)
         except OSError as error:
             raise self._explained(error) from error
@@ -177,7 +180,24 @@ class BackupWriter:
             if error is None:
                 raise self._explained(failure) from failure
         finally:
-            self._temporary.unlink(missing_ok=True)
+            if not self._done:
+                self._temporary.unlink(missing_ok=True)
+
+
+def _begun(path: Path) -> BinaryIO:
+    """Return a file that this process alone writes to; what a killed backup left of it is gone."""
+    # Not cut off at opening: another may be writing.
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever had it may have put it in its place since it was opened here.
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise BlockingIOError(errno.EAGAIN, "another backup was being written there", str(path))
+        file.truncate(0)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def _framed(kind: bytes, number: int, content: bytes) -> bytes:

@@ -453,6 +453,30 @@ def test_a_backup_that_can_not_be_written_leaves_the_old_one(source: Path, backu
     assert not list(tmp_path.glob(".*"))
 
 
+def test_two_backups_into_one_file_do_not_mix(source: Path, tmp_path: Path) -> None:
+    truth = LmdbTruth(source / "truth.lmdb", read_only=True)
+    gallery = stored_gallery(truth, "demo")
+
+    def interfere(_: int) -> None:
+        with pytest.raises(StoreUnavailableError, match="can't be written"):
+            back_up(truth, gallery, tmp_path / "file")
+
+    back_up(truth, gallery, tmp_path / "file", progress=interfere)
+    truth.close()
+    assert len([entry for chunk in BackupReader(tmp_path / "file").entries() for entry in chunk]) == 29
+    assert [path.name for path in tmp_path.glob("*file*")] == ["file"]
+
+
+def test_what_a_killed_backup_left_is_written_over(source: Path, tmp_path: Path) -> None:
+    (tmp_path / ".file.new").write_bytes(b"x" * 1_000_000)
+    truth = LmdbTruth(source / "truth.lmdb", read_only=True)
+    back_up(truth, stored_gallery(truth, "demo"), tmp_path / "file")
+    truth.close()
+    assert read_header(tmp_path / "file").images == 29
+    assert (tmp_path / "file").stat().st_size < 100_000
+    assert not (tmp_path / ".file.new").exists()
+
+
 def test_removals_are_entries_of_their_own(redis_truth: RedisTruth, tmp_path: Path) -> None:
     with GalleryStore.open(tmp_path / "caches", truth=redis_truth) as store:
         gallery = store.create(gallery_spec())
