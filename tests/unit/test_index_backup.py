@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from matchflow_index import (
 )
 from matchflow_index import backup as backup_module
 from matchflow_index.backup import back_up
-from matchflow_index.backup_file import BackupReader, BackupRemoval
+from matchflow_index.backup_file import BackupHeader, BackupImage, BackupReader, BackupRemoval, BackupWriter
 from matchflow_index.lmdb_truth import LmdbTruth
 from matchflow_index.redis_address import RedisAddress
 from matchflow_index.redis_truth import RedisTruth
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from redis_server import RedisServer
 
-    from matchflow_index.backup_file import BackupHeader
     from matchflow_index.labels import Labels
     from matchflow_index.truth import Result, Snapshot, StoredGallery, Transaction, Truth
 
@@ -451,6 +451,66 @@ def test_a_backup_that_can_not_be_written_leaves_the_old_one(source: Path, backu
     truth.close()
     assert backup.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_disk_that_is_full_is_told_and_nothing_is_left(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = LmdbTruth(source / "truth.lmdb", read_only=True)
+    gallery = stored_gallery(truth, "demo")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for chunk_bytes in (1_000, 1 << 20):
+        monkeypatch.setattr("matchflow_index.backup_file.CHUNK_BYTES", chunk_bytes)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, hard))
+        try:
+            with pytest.raises(StoreUnavailableError, match=r"can't be written: .*File too large"):
+                back_up(truth, gallery, tmp_path / "file")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not list(tmp_path.glob("*file*"))
+    truth.close()
+
+
+def written(source: Path, path: Path, *, cut: int = 0, images: int = 1) -> Path:
+    """Write a backup of one image whose row is too short, or whose header counts wrong."""
+    truth = LmdbTruth(source / "truth.lmdb", read_only=True)
+    gallery = stored_gallery(truth, "demo")
+    with truth.read(gallery) as snapshot:
+        record = snapshot.record("image-010")
+        assert record is not None
+        row = snapshot.row(record.row_id)
+    truth.close()
+    assert row is not None
+    header = BackupHeader(
+        spec=gallery.spec, uuid="u", sequence=1, history="", images=images, entries=1, match_defaults=None
+    )
+    with BackupWriter(path, header) as writer:
+        writer.add(BackupImage(record, row[cut:], None))
+        writer.finish(header)
+    return path
+
+
+def test_a_backup_whose_rows_do_not_fit_is_refused(source: Path, tmp_path: Path, lmdb_truth: LmdbTruth) -> None:
+    with pytest.raises(
+        BackupDamagedError, match="the row of image 'image-010' in the backup has 71 bytes; expected 72"
+    ):
+        restore(written(source, tmp_path / "file", cut=1), lmdb_truth)
+    assert lmdb_truth.galleries() == []
+
+
+def test_a_backup_that_counts_wrong_leaves_nothing(source: Path, tmp_path: Path, lmdb_truth: LmdbTruth) -> None:
+    with pytest.raises(BackupDamagedError, match="expected 2 images in the backup; got 1"):
+        restore(written(source, tmp_path / "file", images=2), lmdb_truth)
+    assert lmdb_truth.galleries() == []
+
+
+def test_match_defaults_that_outgrow_the_header_are_refused(source: Path, tmp_path: Path) -> None:
+    truth = LmdbTruth(source / "truth.lmdb")
+    gallery = stored_gallery(truth, "demo")
+    with pytest.raises(StoreUnavailableError, match="the match defaults grew meanwhile"):
+        back_up(truth, gallery, tmp_path / "file", progress=lambda _: truth.set_match_defaults(gallery, bytes(5_000)))
+    truth.close()
+    assert not (tmp_path / "file").exists()
 
 
 def test_two_backups_into_one_file_do_not_mix(source: Path, tmp_path: Path) -> None:
