@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup redis-server demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-filter bench-scale bench-gpu clean
+.PHONY: help setup redis-server demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-filter bench-store bench-scale bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -52,7 +52,7 @@ stubs: $(READY) ## generate the gRPC stubs again
 samples: $(READY) ## make samples/ again from the emoji sets (needs npm)
 	$(BIN)/python tools/make_samples.py
 
-bench: bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-filter bench-gpu ## every benchmark
+bench: bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-filter bench-store bench-scale bench-gpu ## every benchmark
 
 bench-matching: $(READY) ## the kernel against the released algorithm and bare BLAS, and its errors
 	@PYTHONPATH=tests:tools $(BIN)/python tests/benchmarks/matching.py
