@@ -16,58 +16,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bench_features import ROOT, perturbed, sample_batch, sample_bundle
+from bench_features import ROOT, sample_batch, sample_bundle
 from local_server import local_server
 from report import BENCH, write_report
+from store_filling import CHUNK, fill, spec
+from storing import redis_figures
 
 import matchflow
-from matchflow_index import GallerySpec, GalleryStore, NewImage
+from matchflow_index import GalleryStore
 from matchflow_index.ivf_index import best_by_cosine
 from matchflow_index.records import RowLayout
 from matchflow_service.scatter import ScatterPoint, ScatterTexts, render_scatter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from matchflow_bundle import Bundle
     from matchflow_index import Gallery
     from matchflow_matching import FeatureBatch
 
 SIZE = 1_000_000
-BATCH = 1_000
-CHUNK = 20_000
 QUERIES, WARM_UP = 300, 30
+REDIS_IMAGES = 10_000
 RECALL_QUERIES, RECALL_DEPTH = 200, 100
 GATHERED = 100
-
-
-def chunks(base: FeatureBatch, size: int) -> Iterator[FeatureBatch]:
-    """Yield features of `size` images in all."""
-    for n, start in enumerate(range(0, size, CHUNK)):
-        yield perturbed(base, min(CHUNK, size - start), seed=n)
-
-
-def fill(gallery: Gallery, base: FeatureBatch, start: int, stop: int) -> float:
-    """Put images `start` to `stop` and return how many seconds that took, the making of features left out."""
-    spent_s = 0.0
-    for n in range(start, stop, CHUNK):
-        batch = perturbed(base, min(CHUNK, stop - n), seed=n)
-        for first in range(0, len(batch), BATCH):
-            images = [
-                NewImage(
-                    image_id=f"image-{n + k:07}",
-                    content_hash=f"{n + k:064x}",
-                    labels={"camera": f"c{(n + k) % 50}", "frame": float(n + k)},
-                    width_px=0,
-                    height_px=0,
-                    features=batch[k],
-                )
-                for k in range(first, min(first + BATCH, len(batch)))
-            ]
-            begun_s = time.perf_counter()
-            gallery.put(images)
-            spent_s += time.perf_counter() - begun_s
-    return spent_s
 
 
 def recall(gallery: Gallery) -> float:
@@ -204,26 +174,14 @@ def main(arguments: list[str] | None = None) -> None:
         for start, stop in zip([0, *sizes(given.size)], sizes(given.size), strict=False):
             curve.append(measure(base, bundle, folder, start, stop))
             print({name: round(value, 3) for name, value in curve[-1].items()}, flush=True)
+        redis = redis_figures(bundle, base, folder, REDIS_IMAGES)
     finally:
         shutil.rmtree(folder)
     given.folder.mkdir(parents=True, exist_ok=True)
     draw(curve, given.folder / "scale.png")
     command = f"make bench-scale SIZE={given.size}"
-    write_report("scale", curve[-1], {"curve": curve}, command=command, folder=given.folder)
-
-
-def spec(bundle: Bundle) -> GallerySpec:
-    """Return the specification of the gallery."""
-    grid = bundle.manifest.grid
-    return GallerySpec(
-        gallery_id="bench",
-        model=bundle.manifest.name,
-        bundle_digest=bundle.digest,
-        grid=grid,
-        embedding_dim=bundle.manifest.embedding_dim,
-        keep_thumbnails=False,
-        create_time_s=time.time(),
-    )
+    figures = curve[-1] | {"redis_gather_over_mget": redis["redis_gather_over_mget"]}
+    write_report("scale", figures, {"curve": curve}, command=command, folder=given.folder)
 
 
 if __name__ == "__main__":

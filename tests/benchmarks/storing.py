@@ -19,7 +19,7 @@ import numpy as np
 from bench_features import ROOT, sample_batch, sample_bundle
 from redis_server import running_redis
 from report import BENCH, write_report
-from scaling import fill, spec
+from store_filling import fill, spec
 
 from matchflow_index import GalleryStore
 from matchflow_index.redis_address import RedisAddress
@@ -28,6 +28,7 @@ from matchflow_index.redis_truth import RedisTruth
 if TYPE_CHECKING:
     from redis_server import RedisServer
 
+    from matchflow_bundle import Bundle
     from matchflow_index import Gallery
     from matchflow_index.truth import Truth
     from matchflow_matching import FeatureBatch
@@ -69,6 +70,18 @@ def _keys(client: Any) -> dict[int, bytes]:
     return {int(found[1]): name for name in names if (found := ROW_KEY.search(name))}
 
 
+def redis_figures(bundle: Bundle, base: FeatureBatch, folder: Path, images: int) -> dict[str, float]:
+    """Return how fast a gallery on a Redis server takes images, and how fast rows come back."""
+    with running_redis(folder / "redis") as server:
+        truth = RedisTruth(RedisAddress.parse(server.url))
+        with GalleryStore.open(folder / "caches", truth=truth) as store:
+            gallery = store.create(spec(bundle))
+            return {
+                "redis_images_per_s": images_per_s(gallery, base, images),
+                "redis_gather_over_mget": gather_over_mget(truth, gallery, server),
+            }
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure and write build/bench/store.json."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -80,12 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with GalleryStore.open(folder / "lmdb") as store:
             figures = {"lmdb_images_per_s": images_per_s(store.create(spec(bundle)), base, given.images)}
-        with running_redis(folder / "redis") as server:
-            truth = RedisTruth(RedisAddress.parse(server.url))
-            with GalleryStore.open(folder / "caches", truth=truth) as store:
-                gallery = store.create(spec(bundle))
-                figures["redis_images_per_s"] = images_per_s(gallery, base, given.images)
-                figures["redis_gather_over_mget"] = gather_over_mget(truth, gallery, server)
+        figures |= redis_figures(bundle, base, folder, given.images)
     finally:
         shutil.rmtree(folder)
     details = {
