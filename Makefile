@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup redis-server demo test check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-filter bench-store bench-scale bench-gpu clean
+.PHONY: help setup redis-server demo test test-faults check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-filter bench-store bench-scale bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ demo: $(READY) ## export, serve, ingest, search and explain the sample images; p
 
 test: $(READY) redis-server ## every test, with branch coverage
 	@$(BIN)/python -m pytest --cov --cov-report=term
+
+test-faults: $(READY) redis-server ## KILLS=100 kills of the server amid writes, STORE=lmdb, redis or both; SEED=0, PLANT=bug to see it found
+	@KILLS=$(KILLS) SEED=$(SEED) STORE=$(STORE) PLANT=$(PLANT) PYTHONPATH=tests:tests/faults:tests/benchmarks:tools $(BIN)/python tests/faults/crashing.py
 
 check: $(READY) ## ruff, mypy, import layers, stub drift, buf, Dockerfile and compose schema
 	$(BIN)/ruff check .
