@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup redis-server demo test test-faults check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-filter bench-store bench-scale bench-gpu clean
+.PHONY: help setup redis-server demo test test-faults test-planted check format stubs samples bench bench-matching bench-search bench-ingest bench-accuracy bench-explain bench-exhaustive bench-filter bench-store bench-scale bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: $(READY) redis-server ## every test, with branch coverage
 
 test-faults: $(READY) redis-server ## KILLS=100 kills of the server amid writes, STORE=lmdb, redis or both; SEED=0, PLANT=bug to see it found
 	@KILLS=$(KILLS) SEED=$(SEED) STORE=$(STORE) PLANT=$(PLANT) PYTHONPATH=tests:tests/faults:tests/benchmarks:tools $(BIN)/python tests/faults/crashing.py
+
+test-planted: $(READY) redis-server ## that the harness of test-faults finds bugs planted in the server
+	@$(BIN)/python -m pytest -m crash tests/faults/test_crashing.py
 
 check: $(READY) ## ruff, mypy, import layers, stub drift, buf, Dockerfile and compose schema
 	$(BIN)/ruff check .

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import unified_diff
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 PAGE = 1000
 # Besides the images that were written since, so many others are looked at closely.
 SAMPLED = 24
+MOST_LINES = 40
 COMPARED = search_pb2.Rerank(mode=search_pb2.RERANK_MODE_STRUCTURAL)
 COARSE = search_pb2.Rerank(mode=search_pb2.RERANK_MODE_NONE, depth=PAGE)
 
@@ -196,25 +199,48 @@ def some_filter(rng: Random) -> search_pb2.Filter:
     )
 
 
-def answers(scene: Scene, requests: list[search_pb2.SearchRequest]) -> list[bytes]:
-    """Return the answers' bytes but for what differs between any two to the same question: times and query id."""
+def answers(scene: Scene, requests: list[search_pb2.SearchRequest]) -> list[search_pb2.SearchResponse]:
+    """Return the answers without what differs between any two to the same question: times and query id."""
     found = []
     for request in requests:
-        reply = answer_of(lambda request=request: scene.api.search.Search(request, timeout=LIMIT_S))
-        if isinstance(reply, grpc.StatusCode):
-            scene.findings.add("refused", f"{request}: {reply}")
-            continue
+        reply = scene.api.search.Search(request, timeout=LIMIT_S)
         reply.ClearField("timings")
         reply.ClearField("query_id")
-        found.append(reply.SerializeToString(deterministic=True))
+        found.append(reply)
     return found
 
 
-def compare_answers(findings: Findings, before: list[bytes], after: list[bytes], where: str) -> None:
-    """Note each answer that is another one now."""
-    if len(before) != len(after):
-        findings.add("different_answers", f"{where}: {len(before)} answers before, {len(after)} after")
-    for then, now in zip(before, after, strict=False):
-        if then != now:
-            texts = [str(search_pb2.SearchResponse.FromString(each))[:2000] for each in (then, now)]
-            findings.add("different_answers", f"{where}: before {texts[0]}\nafter {texts[1]}")
+def compare_answers(
+    findings: Findings,
+    requests: list[search_pb2.SearchRequest],
+    before: list[search_pb2.SearchResponse],
+    after: list[search_pb2.SearchResponse],
+    where: str,
+) -> None:
+    """Note each answer that is another one now, to the last bit."""
+    for request, then, now in zip(requests, before, after, strict=True):
+        if then.SerializeToString(deterministic=True) != now.SerializeToString(deterministic=True):
+            lines = unified_diff(shown(then), shown(now), "before", "after", lineterm="", n=0)
+            asked_by = request.query.image or "features"
+            request.query.ClearField("source")
+            text = "\n".join(islice(lines, MOST_LINES))
+            findings.add("different_answers", f"{where}: {asked_by}, {request}: {text}")
+
+
+def shown(reply: search_pb2.SearchResponse) -> list[str]:
+    """Return all values of a reply, a line each that says where it stands."""
+    lines = []
+
+    def walk(value: Any, path: str) -> None:
+        if not hasattr(value, "ListFields"):
+            lines.append(f"{path} = {value!r}")
+            return
+        for each, inner in value.ListFields():
+            if each.message_type is None or each.message_type.GetOptions().map_entry or not hasattr(inner, "__len__"):
+                walk(inner, f"{path}.{each.name}")
+            else:
+                for k, one in enumerate(inner):
+                    walk(one, f"{path}.{each.name}[{k}]")
+
+    walk(reply, "")
+    return lines

@@ -69,7 +69,7 @@ class CrashRun:
 
     def run(self, kills: int, say: Callable[[str], None], until_found: str) -> None:
         """Do so many rounds, or end sooner with the first finding of a kind."""
-        began_s = time.monotonic()
+        began_s, told = time.monotonic(), 0
         self._start(0)
         self._server.api.create(GALLERY)
         for number in range(kills):
@@ -81,6 +81,10 @@ class CrashRun:
                 f"{self._outcome.store} round {number}: {self._model.acknowledged} acknowledged, "
                 f"{len(list(self._model.present()))} images, {self._outcome.findings.counts.total()} findings"
             )
+            texts = self._outcome.findings.texts[told:SHOWN]
+            told += len(texts)
+            for text in texts:
+                say(f"{self._outcome.store}: {text}")
             # Of one that answers no more nothing can be asked.
             if not going or self._outcome.findings.counts[until_found]:
                 return
@@ -140,7 +144,7 @@ class CrashRun:
         self._outcome.quiet_kills += 1
         self._start(number + 1)
         after = answers(self._scene, asked)
-        compare_answers(self._outcome.findings, before, after, f"{seed} quiet kill")
+        compare_answers(self._outcome.findings, asked, before, after, f"{seed} quiet kill")
         self._outcome.compared_answers += len(after)
         Inspection(self._scene, f"{seed} after the quiet kill", rng).run()
 
@@ -187,8 +191,6 @@ def run_and_tell(store: str, bundle: Bundle, kills: int, seed: str, plant: str) 
     folder = Path(tempfile.mkdtemp(prefix="crashing-"))
     say(f"{store}: KILLS={kills} SEED={seed} PLANT={plant} in {folder}")
     outcome = crash(store, folder, bundle, kills=kills, seed=seed, plant=plant, say=say)
-    for text in outcome.findings.texts[:SHOWN]:
-        say(f"{store}: {text}")
     if plant or not outcome.findings.texts:
         shutil.rmtree(folder)
     return outcome

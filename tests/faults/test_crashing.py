@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NAME = "image-000"
 
 
+@pytest.mark.crash
 @pytest.mark.parametrize("store", STORES)
 def test_a_killed_server_has_what_it_acknowledged_and_answers_as_before(
     sample_bundle: Bundle, tmp_path: Path, store: str
@@ -29,6 +30,7 @@ def test_a_killed_server_has_what_it_acknowledged_and_answers_as_before(
     assert (outcome.kills, outcome.quiet_kills, outcome.redis_kills) == (2, 2, 1 if store == "redis" else 0)
 
 
+@pytest.mark.crash
 @pytest.mark.parametrize(
     ("plant", "store", "found"),
     [
