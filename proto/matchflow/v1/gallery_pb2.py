@@ -30,7 +30,7 @@ from matchflow.v1 import matching_pb2 as matchflow_dot_v1_dot_matching__pb2
 from matchflow.v1 import types_pb2 as matchflow_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amatchflow/v1/gallery.proto\x12\x0cmatchflow.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmatchflow/v1/matching.proto\x1a\x18matchflow/v1/types.proto\"\x9c\x02\n\x07Gallery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12$\n\x04grid\x18\x04 \x01(\x0b\x32\x16.matchflow.v1.CellGrid\x12\x15\n\rembedding_dim\x18\x05 \x01(\x05\x12\x13\n\x0bimage_count\x18\x06 \x01(\x03\x12\x10\n\x08sequence\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12without_thumbnails\x18\t \x01(\x08\x12,\n\x0e\x64\x65\x66\x61ult_rerank\x18\n \x01(\x0b\x32\x14.matchflow.v1.Rerank\"\xb0\x02\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x06labels\x18\x02 \x01(\x0b\x32\x14.matchflow.v1.Labels\x12\x0e\n\x06row_id\x18\x03 \x01(\x03\x12\x14\n\x0c\x63ontent_hash\x18\x04 \x01(\t\x12\x10\n\x08width_px\x18\x05 \x01(\x05\x12\x11\n\theight_px\x18\x06 \x01(\x05\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12(\n\x03ttl\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x0c\n\x04\x65tag\x18\n \x01(\tB\x0c\n\nexpiration\"R\n\x14\x43reateGalleryRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12&\n\x07gallery\x18\x02 \x01(\x0b\x32\x15.matchflow.v1.Gallery\"!\n\x11GetGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x14ListGalleriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x15ListGalleriesResponse\x12(\n\tgalleries\x18\x01 \x03(\x0b\x32\x15.matchflow.v1.Gallery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x14UpdateGalleryRequest\x12&\n\x07gallery\x18\x01 \x01(\x0b\x32\x15.matchflow.v1.Gallery\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"$\n\x14\x44\x65leteGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fGetImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x11ListImagesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"R\n\x12ListImagesResponse\x12#\n\x06images\x18\x01 \x03(\x0b\x32\x13.matchflow.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"i\n\x12UpdateImageRequest\x12\"\n\x05image\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Image\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\x9f\x01\n\x13\x44\x65leteImagesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12;\n\x05\x65tags\x18\x03 \x03(\x0b\x32,.matchflow.v1.DeleteImagesRequest.EtagsEntry\x1a,\n\nEtagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x14\x44\x65leteImagesResponse\x12\x15\n\rdeleted_count\x18\x01 \x01(\x05\x12\x15\n\rmissing_count\x18\x02 \x01(\x05\x32\xc3\x05\n\x0eGalleryService\x12J\n\rCreateGallery\x12\".matchflow.v1.CreateGalleryRequest\x1a\x15.matchflow.v1.Gallery\x12\x44\n\nGetGallery\x12\x1f.matchflow.v1.GetGalleryRequest\x1a\x15.matchflow.v1.Gallery\x12X\n\rListGalleries\x12\".matchflow.v1.ListGalleriesRequest\x1a#.matchflow.v1.ListGalleriesResponse\x12J\n\rUpdateGallery\x12\".matchflow.v1.UpdateGalleryRequest\x1a\x15.matchflow.v1.Gallery\x12K\n\rDeleteGallery\x12\".matchflow.v1.DeleteGalleryRequest\x1a\x16.google.protobuf.Empty\x12>\n\x08GetImage\x12\x1d.matchflow.v1.GetImageRequest\x1a\x13.matchflow.v1.Image\x12O\n\nListImages\x12\x1f.matchflow.v1.ListImagesRequest\x1a .matchflow.v1.ListImagesResponse\x12\x44\n\x0bUpdateImage\x12 .matchflow.v1.UpdateImageRequest\x1a\x13.matchflow.v1.Image\x12U\n\x0c\x44\x65leteImages\x12!.matchflow.v1.DeleteImagesRequest\x1a\".matchflow.v1.DeleteImagesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amatchflow/v1/gallery.proto\x12\x0cmatchflow.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmatchflow/v1/matching.proto\x1a\x18matchflow/v1/types.proto\"\xb0\x02\n\x07Gallery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12$\n\x04grid\x18\x04 \x01(\x0b\x32\x16.matchflow.v1.CellGrid\x12\x15\n\rembedding_dim\x18\x05 \x01(\x05\x12\x13\n\x0bimage_count\x18\x06 \x01(\x03\x12\x10\n\x08sequence\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12without_thumbnails\x18\t \x01(\x08\x12,\n\x0e\x64\x65\x66\x61ult_rerank\x18\n \x01(\x0b\x32\x14.matchflow.v1.Rerank\x12\x12\n\ngeneration\x18\x0b \x01(\x03\"\xc8\x02\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x06labels\x18\x02 \x01(\x0b\x32\x14.matchflow.v1.Labels\x12\x0e\n\x06row_id\x18\x03 \x01(\x03\x12\x14\n\x0c\x63ontent_hash\x18\x04 \x01(\t\x12\x10\n\x08width_px\x18\x05 \x01(\x05\x12\x11\n\theight_px\x18\x06 \x01(\x05\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12(\n\x03ttl\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x0c\n\x04\x65tag\x18\n \x01(\t\x12\x16\n\x0e\x66rom_thumbnail\x18\x0b \x01(\x08\x42\x0c\n\nexpiration\"R\n\x14\x43reateGalleryRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12&\n\x07gallery\x18\x02 \x01(\x0b\x32\x15.matchflow.v1.Gallery\"!\n\x11GetGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x14ListGalleriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x15ListGalleriesResponse\x12(\n\tgalleries\x18\x01 \x03(\x0b\x32\x15.matchflow.v1.Gallery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x14UpdateGalleryRequest\x12&\n\x07gallery\x18\x01 \x01(\x0b\x32\x15.matchflow.v1.Gallery\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"$\n\x14\x44\x65leteGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fGetImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x11ListImagesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"R\n\x12ListImagesResponse\x12#\n\x06images\x18\x01 \x03(\x0b\x32\x13.matchflow.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"i\n\x12UpdateImageRequest\x12\"\n\x05image\x18\x01 \x01(\x0b\x32\x13.matchflow.v1.Image\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\x9f\x01\n\x13\x44\x65leteImagesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12;\n\x05\x65tags\x18\x03 \x03(\x0b\x32,.matchflow.v1.DeleteImagesRequest.EtagsEntry\x1a,\n\nEtagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x14\x44\x65leteImagesResponse\x12\x15\n\rdeleted_count\x18\x01 \x01(\x05\x12\x15\n\rmissing_count\x18\x02 \x01(\x05\x32\xc3\x05\n\x0eGalleryService\x12J\n\rCreateGallery\x12\".matchflow.v1.CreateGalleryRequest\x1a\x15.matchflow.v1.Gallery\x12\x44\n\nGetGallery\x12\x1f.matchflow.v1.GetGalleryRequest\x1a\x15.matchflow.v1.Gallery\x12X\n\rListGalleries\x12\".matchflow.v1.ListGalleriesRequest\x1a#.matchflow.v1.ListGalleriesResponse\x12J\n\rUpdateGallery\x12\".matchflow.v1.UpdateGalleryRequest\x1a\x15.matchflow.v1.Gallery\x12K\n\rDeleteGallery\x12\".matchflow.v1.DeleteGalleryRequest\x1a\x16.google.protobuf.Empty\x12>\n\x08GetImage\x12\x1d.matchflow.v1.GetImageRequest\x1a\x13.matchflow.v1.Image\x12O\n\nListImages\x12\x1f.matchflow.v1.ListImagesRequest\x1a .matchflow.v1.ListImagesResponse\x12\x44\n\x0bUpdateImage\x12 .matchflow.v1.UpdateImageRequest\x1a\x13.matchflow.v1.Image\x12U\n\x0c\x44\x65leteImages\x12!.matchflow.v1.DeleteImagesRequest\x1a\".matchflow.v1.DeleteImagesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,35 +40,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEIMAGESREQUEST_ETAGSENTRY']._loaded_options = None
   _globals['_DELETEIMAGESREQUEST_ETAGSENTRY']._serialized_options = b'8\001'
   _globals['_GALLERY']._serialized_start=228
-  _globals['_GALLERY']._serialized_end=512
-  _globals['_IMAGE']._serialized_start=515
-  _globals['_IMAGE']._serialized_end=819
-  _globals['_CREATEGALLERYREQUEST']._serialized_start=821
-  _globals['_CREATEGALLERYREQUEST']._serialized_end=903
-  _globals['_GETGALLERYREQUEST']._serialized_start=905
-  _globals['_GETGALLERYREQUEST']._serialized_end=938
-  _globals['_LISTGALLERIESREQUEST']._serialized_start=940
-  _globals['_LISTGALLERIESREQUEST']._serialized_end=1001
-  _globals['_LISTGALLERIESRESPONSE']._serialized_start=1003
-  _globals['_LISTGALLERIESRESPONSE']._serialized_end=1093
-  _globals['_UPDATEGALLERYREQUEST']._serialized_start=1095
-  _globals['_UPDATEGALLERYREQUEST']._serialized_end=1206
-  _globals['_DELETEGALLERYREQUEST']._serialized_start=1208
-  _globals['_DELETEGALLERYREQUEST']._serialized_end=1244
-  _globals['_GETIMAGEREQUEST']._serialized_start=1246
-  _globals['_GETIMAGEREQUEST']._serialized_end=1277
-  _globals['_LISTIMAGESREQUEST']._serialized_start=1279
-  _globals['_LISTIMAGESREQUEST']._serialized_end=1353
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=1355
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=1437
-  _globals['_UPDATEIMAGEREQUEST']._serialized_start=1439
-  _globals['_UPDATEIMAGEREQUEST']._serialized_end=1544
-  _globals['_DELETEIMAGESREQUEST']._serialized_start=1547
-  _globals['_DELETEIMAGESREQUEST']._serialized_end=1706
-  _globals['_DELETEIMAGESREQUEST_ETAGSENTRY']._serialized_start=1662
-  _globals['_DELETEIMAGESREQUEST_ETAGSENTRY']._serialized_end=1706
-  _globals['_DELETEIMAGESRESPONSE']._serialized_start=1708
-  _globals['_DELETEIMAGESRESPONSE']._serialized_end=1776
-  _globals['_GALLERYSERVICE']._serialized_start=1779
-  _globals['_GALLERYSERVICE']._serialized_end=2486
+  _globals['_GALLERY']._serialized_end=532
+  _globals['_IMAGE']._serialized_start=535
+  _globals['_IMAGE']._serialized_end=863
+  _globals['_CREATEGALLERYREQUEST']._serialized_start=865
+  _globals['_CREATEGALLERYREQUEST']._serialized_end=947
+  _globals['_GETGALLERYREQUEST']._serialized_start=949
+  _globals['_GETGALLERYREQUEST']._serialized_end=982
+  _globals['_LISTGALLERIESREQUEST']._serialized_start=984
+  _globals['_LISTGALLERIESREQUEST']._serialized_end=1045
+  _globals['_LISTGALLERIESRESPONSE']._serialized_start=1047
+  _globals['_LISTGALLERIESRESPONSE']._serialized_end=1137
+  _globals['_UPDATEGALLERYREQUEST']._serialized_start=1139
+  _globals['_UPDATEGALLERYREQUEST']._serialized_end=1250
+  _globals['_DELETEGALLERYREQUEST']._serialized_start=1252
+  _globals['_DELETEGALLERYREQUEST']._serialized_end=1288
+  _globals['_GETIMAGEREQUEST']._serialized_start=1290
+  _globals['_GETIMAGEREQUEST']._serialized_end=1321
+  _globals['_LISTIMAGESREQUEST']._serialized_start=1323
+  _globals['_LISTIMAGESREQUEST']._serialized_end=1397
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=1399
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=1481
+  _globals['_UPDATEIMAGEREQUEST']._serialized_start=1483
+  _globals['_UPDATEIMAGEREQUEST']._serialized_end=1588
+  _globals['_DELETEIMAGESREQUEST']._serialized_start=1591
+  _globals['_DELETEIMAGESREQUEST']._serialized_end=1750
+  _globals['_DELETEIMAGESREQUEST_ETAGSENTRY']._serialized_start=1706
+  _globals['_DELETEIMAGESREQUEST_ETAGSENTRY']._serialized_end=1750
+  _globals['_DELETEIMAGESRESPONSE']._serialized_start=1752
+  _globals['_DELETEIMAGESRESPONSE']._serialized_end=1820
+  _globals['_GALLERYSERVICE']._serialized_start=1823
+  _globals['_GALLERYSERVICE']._serialized_end=2530
 # @@protoc_insertion_point(module_scope)

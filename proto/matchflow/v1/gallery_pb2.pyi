@@ -37,6 +37,7 @@ class Gallery(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     WITHOUT_THUMBNAILS_FIELD_NUMBER: _builtins.int
     DEFAULT_RERANK_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"galleries/{gallery}"; the id has 1-63 characters of [a-z0-9-] and begins with a letter."""
     model: _builtins.str
@@ -51,6 +52,8 @@ class Gallery(_message.Message):
     """Output only: the last change that this reply reflects."""
     without_thumbnails: _builtins.bool
     """Keep no thumbnails. RenderMatch then works only for images that the caller sends along."""
+    generation: _builtins.int
+    """Output only: the number of the active generation; model, digest, grid and counts are its own."""
     @_builtins.property
     def grid(self) -> _types_pb2.CellGrid:
         """Output only."""
@@ -78,10 +81,11 @@ class Gallery(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         without_thumbnails: _builtins.bool = ...,
         default_rerank: _matching_pb2.Rerank | None = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_rerank", b"default_rerank", "grid", b"grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "create_time", b"create_time", "default_rerank", b"default_rerank", "embedding_dim", b"embedding_dim", "grid", b"grid", "image_count", b"image_count", "model", b"model", "name", b"name", "sequence", b"sequence", "without_thumbnails", b"without_thumbnails"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "create_time", b"create_time", "default_rerank", b"default_rerank", "embedding_dim", b"embedding_dim", "generation", b"generation", "grid", b"grid", "image_count", b"image_count", "model", b"model", "name", b"name", "sequence", b"sequence", "without_thumbnails", b"without_thumbnails"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -101,6 +105,7 @@ class Image(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    FROM_THUMBNAIL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"galleries/{gallery}/images/{image}"; the id has 1-256 characters: no '/', no control characters."""
     row_id: _builtins.int
@@ -112,6 +117,10 @@ class Image(_message.Message):
     height_px: _builtins.int
     etag: _builtins.str
     """Changes with whatever changes about the image. Sent in UpdateImage, the change is made only where it is still this."""
+    from_thumbnail: _builtins.bool
+    """Output only: its features were computed from the kept thumbnail, which is smaller than what was ingested. Sending the
+    image again computes them anew.
+    """
     @_builtins.property
     def labels(self) -> _types_pb2.Labels: ...
     @_builtins.property
@@ -137,10 +146,11 @@ class Image(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
         etag: _builtins.str = ...,
+        from_thumbnail: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expiration", b"expiration", "expire_time", b"expire_time", "labels", b"labels", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_hash", b"content_hash", "etag", b"etag", "expiration", b"expiration", "expire_time", b"expire_time", "height_px", b"height_px", "labels", b"labels", "name", b"name", "row_id", b"row_id", "ttl", b"ttl", "update_time", b"update_time", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_hash", b"content_hash", "etag", b"etag", "expiration", b"expiration", "expire_time", b"expire_time", "from_thumbnail", b"from_thumbnail", "height_px", b"height_px", "labels", b"labels", "name", b"name", "row_id", b"row_id", "ttl", b"ttl", "update_time", b"update_time", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_expiration: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
     _WhichOneofArgType_expiration: _TypeAlias = _typing.Literal["expiration", b"expiration"]  # noqa: Y015

@@ -28,21 +28,21 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from matchflow.v1 import types_pb2 as matchflow_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19matchflow/v1/ingest.proto\x12\x0cmatchflow.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18matchflow/v1/types.proto\"\xb5\x02\n\x13IngestImagesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x0bimage_bytes\x18\x02 \x01(\x0cH\x00\x12*\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x16.matchflow.v1.FeaturesH\x00\x12$\n\x06labels\x18\x04 \x01(\x0b\x32\x14.matchflow.v1.Labels\x12\x0f\n\x07item_id\x18\x05 \x01(\x03\x12\x31\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x12(\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationH\x01\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12\x13\n\x0bmust_be_new\x18\t \x01(\x08\x42\x08\n\x06sourceB\x0c\n\nexpiration\"\xd7\x01\n\x14IngestImagesResponse\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12,\n\x07outcome\x18\x04 \x01(\x0e\x32\x1b.matchflow.v1.IngestOutcome\x12\x0e\n\x06row_id\x18\x05 \x01(\x03\x12\x10\n\x08sequence\x18\x06 \x01(\x03\x12,\n\ndurability\x18\x07 \x01(\x0e\x32\x18.matchflow.v1.Durability*l\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44URABILITY_DISK\x10\x01\x12\x16\n\x12\x44URABILITY_PROCESS\x10\x02\x12\x15\n\x11\x44URABILITY_MEMORY\x10\x03*\x85\x01\n\rIngestOutcome\x12\x1e\n\x1aINGEST_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16INGEST_OUTCOME_CREATED\x10\x01\x12\x1a\n\x16INGEST_OUTCOME_UPDATED\x10\x02\x12\x1c\n\x18INGEST_OUTCOME_UNCHANGED\x10\x03\x32j\n\rIngestService\x12Y\n\x0cIngestImages\x12!.matchflow.v1.IngestImagesRequest\x1a\".matchflow.v1.IngestImagesResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19matchflow/v1/ingest.proto\x12\x0cmatchflow.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18matchflow/v1/types.proto\"\xc9\x02\n\x13IngestImagesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x0bimage_bytes\x18\x02 \x01(\x0cH\x00\x12*\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x16.matchflow.v1.FeaturesH\x00\x12$\n\x06labels\x18\x04 \x01(\x0b\x32\x14.matchflow.v1.Labels\x12\x0f\n\x07item_id\x18\x05 \x01(\x03\x12\x31\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x12(\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationH\x01\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12\x13\n\x0bmust_be_new\x18\t \x01(\x08\x12\x12\n\ngeneration\x18\n \x01(\x03\x42\x08\n\x06sourceB\x0c\n\nexpiration\"\xeb\x01\n\x14IngestImagesResponse\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12,\n\x07outcome\x18\x04 \x01(\x0e\x32\x1b.matchflow.v1.IngestOutcome\x12\x0e\n\x06row_id\x18\x05 \x01(\x03\x12\x10\n\x08sequence\x18\x06 \x01(\x03\x12,\n\ndurability\x18\x07 \x01(\x0e\x32\x18.matchflow.v1.Durability\x12\x12\n\ngeneration\x18\x08 \x01(\x03*l\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44URABILITY_DISK\x10\x01\x12\x16\n\x12\x44URABILITY_PROCESS\x10\x02\x12\x15\n\x11\x44URABILITY_MEMORY\x10\x03*\x85\x01\n\rIngestOutcome\x12\x1e\n\x1aINGEST_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16INGEST_OUTCOME_CREATED\x10\x01\x12\x1a\n\x16INGEST_OUTCOME_UPDATED\x10\x02\x12\x1c\n\x18INGEST_OUTCOME_UNCHANGED\x10\x03\x32j\n\rIngestService\x12Y\n\x0cIngestImages\x12!.matchflow.v1.IngestImagesRequest\x1a\".matchflow.v1.IngestImagesResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'matchflow.v1.ingest_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DURABILITY']._serialized_start=689
-  _globals['_DURABILITY']._serialized_end=797
-  _globals['_INGESTOUTCOME']._serialized_start=800
-  _globals['_INGESTOUTCOME']._serialized_end=933
+  _globals['_DURABILITY']._serialized_start=729
+  _globals['_DURABILITY']._serialized_end=837
+  _globals['_INGESTOUTCOME']._serialized_start=840
+  _globals['_INGESTOUTCOME']._serialized_end=973
   _globals['_INGESTIMAGESREQUEST']._serialized_start=160
-  _globals['_INGESTIMAGESREQUEST']._serialized_end=469
-  _globals['_INGESTIMAGESRESPONSE']._serialized_start=472
-  _globals['_INGESTIMAGESRESPONSE']._serialized_end=687
-  _globals['_INGESTSERVICE']._serialized_start=935
-  _globals['_INGESTSERVICE']._serialized_end=1041
+  _globals['_INGESTIMAGESREQUEST']._serialized_end=489
+  _globals['_INGESTIMAGESRESPONSE']._serialized_start=492
+  _globals['_INGESTIMAGESRESPONSE']._serialized_end=727
+  _globals['_INGESTSERVICE']._serialized_start=975
+  _globals['_INGESTSERVICE']._serialized_end=1081
 # @@protoc_insertion_point(module_scope)

@@ -85,6 +85,7 @@ class IngestImagesRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     MUST_BE_NEW_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Full name "galleries/{gallery}/images/{image}"; one stream serves one gallery."""
     image_bytes: _builtins.bytes
@@ -95,6 +96,11 @@ class IngestImagesRequest(_message.Message):
     """Put only where the stored image still has this etag. Empty: whatever is there."""
     must_be_new: _builtins.bool
     """Put only where there is no image of that name. Not with etag."""
+    generation: _builtins.int
+    """The generation that lacks the image; all items of a stream name the same. 0: the active one. For another, the image
+    must be in the gallery already, with this very content (IMAGE_NOT_FOUND, CONTENT_DIFFERS): only its features under
+    that generation's model are taken. Labels and end are those of the gallery, whatever the item says; no etag.
+    """
     @_builtins.property
     def features(self) -> _types_pb2.Features:
         """Ready-made features."""
@@ -119,10 +125,11 @@ class IngestImagesRequest(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         etag: _builtins.str = ...,
         must_be_new: _builtins.bool = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expiration", b"expiration", "expire_time", b"expire_time", "features", b"features", "image_bytes", b"image_bytes", "labels", b"labels", "source", b"source", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "expiration", b"expiration", "expire_time", b"expire_time", "features", b"features", "image_bytes", b"image_bytes", "item_id", b"item_id", "labels", b"labels", "must_be_new", b"must_be_new", "name", b"name", "source", b"source", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "expiration", b"expiration", "expire_time", b"expire_time", "features", b"features", "generation", b"generation", "image_bytes", b"image_bytes", "item_id", b"item_id", "labels", b"labels", "must_be_new", b"must_be_new", "name", b"name", "source", b"source", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_expiration: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
     _WhichOneofArgType_expiration: _TypeAlias = _typing.Literal["expiration", b"expiration"]  # noqa: Y015
@@ -146,6 +153,7 @@ class IngestImagesResponse(_message.Message):
     ROW_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     name: _builtins.str
     outcome: Global___IngestOutcome.ValueType
@@ -154,6 +162,8 @@ class IngestImagesResponse(_message.Message):
     """The change that stored it."""
     durability: Global___Durability.ValueType
     """What the image survives from now on. What a failed item left behind, if anything, has no promise."""
+    generation: _builtins.int
+    """The generation that took it."""
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """OK, or why this item was refused, with ErrorInfo."""
@@ -168,10 +178,11 @@ class IngestImagesResponse(_message.Message):
         row_id: _builtins.int = ...,
         sequence: _builtins.int = ...,
         durability: Global___Durability.ValueType = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "item_id", b"item_id", "name", b"name", "outcome", b"outcome", "row_id", b"row_id", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "generation", b"generation", "item_id", b"item_id", "name", b"name", "outcome", b"outcome", "row_id", b"row_id", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

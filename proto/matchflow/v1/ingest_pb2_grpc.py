@@ -51,7 +51,8 @@ class IngestServiceServicer:
         bad item gets a status of its own and stops nothing. The stream pushes back when the server is busy. Safe to send
         again: an image whose bytes, labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded
         again. Items of one image are applied in the order sent. An item may fail with ETAG_MISMATCH.
-        The stream itself fails for GALLERY_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
+        A stream goes on through a switch of generations: what was not stored before is computed anew by the other model.
+        The stream itself fails for GALLERY_NOT_FOUND, GENERATION_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

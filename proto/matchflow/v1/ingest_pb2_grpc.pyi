@@ -38,7 +38,8 @@ class IngestServiceStub:
     bad item gets a status of its own and stops nothing. The stream pushes back when the server is busy. Safe to send
     again: an image whose bytes, labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded
     again. Items of one image are applied in the order sent. An item may fail with ETAG_MISMATCH.
-    The stream itself fails for GALLERY_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
+    A stream goes on through a switch of generations: what was not stored before is computed anew by the other model.
+    The stream itself fails for GALLERY_NOT_FOUND, GENERATION_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
     """
 
 @_typing.type_check_only
@@ -51,7 +52,8 @@ class IngestServiceAsyncStub(IngestServiceStub):
     bad item gets a status of its own and stops nothing. The stream pushes back when the server is busy. Safe to send
     again: an image whose bytes, labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded
     again. Items of one image are applied in the order sent. An item may fail with ETAG_MISMATCH.
-    The stream itself fails for GALLERY_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
+    A stream goes on through a switch of generations: what was not stored before is computed anew by the other model.
+    The stream itself fails for GALLERY_NOT_FOUND, GENERATION_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
     """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -67,7 +69,8 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         bad item gets a status of its own and stops nothing. The stream pushes back when the server is busy. Safe to send
         again: an image whose bytes, labels and expire_time are unchanged is UNCHANGED, whatever its etag, and not embedded
         again. Items of one image are applied in the order sent. An item may fail with ETAG_MISMATCH.
-        The stream itself fails for GALLERY_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
+        A stream goes on through a switch of generations: what was not stored before is computed anew by the other model.
+        The stream itself fails for GALLERY_NOT_FOUND, GENERATION_NOT_FOUND, BUNDLE_MISMATCH and SHUTTING_DOWN.
         """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

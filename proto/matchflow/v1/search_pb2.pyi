@@ -263,6 +263,7 @@ class SearchRequest(_message.Message):
     GROUP_BY_FIELD_NUMBER: _builtins.int
     GROUP_LIMIT_FIELD_NUMBER: _builtins.int
     AT_LEAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     """"galleries/{gallery}"."""
     top_k: _builtins.int
@@ -283,6 +284,8 @@ class SearchRequest(_message.Message):
     """1 to 1,000. Absent: 1. Only with group_by."""
     at_least_sequence: _builtins.int
     """Answer from a state that has this change of the gallery, or SEQUENCE_NOT_REACHED. 0: from whatever this server has."""
+    generation: _builtins.int
+    """The generation to search. 0: the active one, and the one that is when the search begins until it ends."""
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
@@ -306,10 +309,11 @@ class SearchRequest(_message.Message):
         group_by: _builtins.str = ...,
         group_limit: _builtins.int | None = ...,
         at_least_sequence: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_group_limit", b"_group_limit", "_max_flows", b"_max_flows", "_min_score", b"_min_score", "_top_k", b"_top_k", "filter", b"filter", "group_limit", b"group_limit", "max_flows", b"max_flows", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_limit", b"_group_limit", "_max_flows", b"_max_flows", "_min_score", b"_min_score", "_top_k", b"_top_k", "at_least_sequence", b"at_least_sequence", "exhaustive", b"exhaustive", "filter", b"filter", "gallery", b"gallery", "group_by", b"group_by", "group_limit", b"group_limit", "include_query_image", b"include_query_image", "max_flows", b"max_flows", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_limit", b"_group_limit", "_max_flows", b"_max_flows", "_min_score", b"_min_score", "_top_k", b"_top_k", "at_least_sequence", b"at_least_sequence", "exhaustive", b"exhaustive", "filter", b"filter", "gallery", b"gallery", "generation", b"generation", "group_by", b"group_by", "group_limit", b"group_limit", "include_query_image", b"include_query_image", "max_flows", b"max_flows", "min_score", b"min_score", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__group_limit: _TypeAlias = _typing.Literal["group_limit"]  # noqa: Y015
     _WhichOneofArgType__group_limit: _TypeAlias = _typing.Literal["_group_limit", b"_group_limit"]  # noqa: Y015
@@ -465,6 +469,8 @@ class SearchResponse(_message.Message):
     EXACT_FIELD_NUMBER: _builtins.int
     PROVED_BELOW_FIELD_NUMBER: _builtins.int
     RERANK_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    STORE_UNREACHABLE_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
     sequence: _builtins.int
     """The last change of the gallery that this answer reflects."""
@@ -476,6 +482,13 @@ class SearchResponse(_message.Message):
     """
     proved_below: _builtins.int
     """Images that were not matched because a bound on their score already puts them below the last hit."""
+    generation: _builtins.int
+    """The generation that answered. Sent in Explain, it gives the same evidence again, also after a switch."""
+    store_unreachable: _builtins.bool
+    """The store could not be reached: these hits are what this server knew last, at `sequence`. Nobody can remove an image
+    in a store that is down; one that only this server can't reach may have changed since. Of the images, content_hash
+    and update_time are missing.
+    """
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
         """Best first. Re-ranked hits come before those that were not; equal scores in order of image name."""
@@ -502,10 +515,12 @@ class SearchResponse(_message.Message):
         exact: _builtins.bool = ...,
         proved_below: _builtins.int = ...,
         rerank: _matching_pb2.Rerank | None = ...,
+        generation: _builtins.int = ...,
+        store_unreachable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rerank", b"rerank", "rerank_status", b"rerank_status", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "exact", b"exact", "hits", b"hits", "proved_below", b"proved_below", "query_id", b"query_id", "rerank", b"rerank", "rerank_status", b"rerank_status", "sequence", b"sequence", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "exact", b"exact", "generation", b"generation", "hits", b"hits", "proved_below", b"proved_below", "query_id", b"query_id", "rerank", b"rerank", "rerank_status", b"rerank_status", "sequence", b"sequence", "store_unreachable", b"store_unreachable", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -520,10 +535,13 @@ class CompareRequest(_message.Message):
     RERANK_FIELD_NUMBER: _builtins.int
     MAX_FLOWS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     max_flows: _builtins.int
     """0 to 10,000. Absent: all."""
     model: _builtins.str
     """Model for image bytes when neither side is stored; empty: the default."""
+    generation: _builtins.int
+    """The generation that stored sides are taken from. 0: the active one of each gallery."""
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
@@ -540,10 +558,11 @@ class CompareRequest(_message.Message):
         rerank: _matching_pb2.Rerank | None = ...,
         max_flows: _builtins.int | None = ...,
         model: _builtins.str = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "image", b"image", "max_flows", b"max_flows", "query", b"query", "rerank", b"rerank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "image", b"image", "max_flows", b"max_flows", "model", b"model", "query", b"query", "rerank", b"rerank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "generation", b"generation", "image", b"image", "max_flows", b"max_flows", "model", b"model", "query", b"query", "rerank", b"rerank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_flows: _TypeAlias = _typing.Literal["max_flows"]  # noqa: Y015
     _WhichOneofArgType__max_flows: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows"]  # noqa: Y015
@@ -616,10 +635,13 @@ class ExplainRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     RERANK_FIELD_NUMBER: _builtins.int
     MAX_FLOWS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """The hit to explain."""
     max_flows: _builtins.int
     """0 to 10,000. Absent: all."""
+    generation: _builtins.int
+    """As in SearchResponse. 0: the active one."""
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
@@ -633,10 +655,11 @@ class ExplainRequest(_message.Message):
         image: _builtins.str = ...,
         rerank: _matching_pb2.Rerank | None = ...,
         max_flows: _builtins.int | None = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "max_flows", b"max_flows", "query", b"query", "rerank", b"rerank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "image", b"image", "max_flows", b"max_flows", "query", b"query", "rerank", b"rerank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows", "generation", b"generation", "image", b"image", "max_flows", b"max_flows", "query", b"query", "rerank", b"rerank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_flows: _TypeAlias = _typing.Literal["max_flows"]  # noqa: Y015
     _WhichOneofArgType__max_flows: _TypeAlias = _typing.Literal["_max_flows", b"_max_flows"]  # noqa: Y015
@@ -657,7 +680,10 @@ class ExplainResponse(_message.Message):
     RERANK_FIELD_NUMBER: _builtins.int
     QUERY_CELL_SHARES_FIELD_NUMBER: _builtins.int
     IMAGE_CELL_SHARES_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
+    generation: _builtins.int
+    """The generation that the hit was taken from."""
     @_builtins.property
     def image(self) -> _gallery_pb2.Image: ...
     @_builtins.property
@@ -692,10 +718,11 @@ class ExplainResponse(_message.Message):
         rerank: _matching_pb2.Rerank | None = ...,
         query_cell_shares: _abc.Iterable[_builtins.float] | None = ...,
         image_cell_shares: _abc.Iterable[_builtins.float] | None = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "image", b"image", "match", b"match", "rerank", b"rerank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "grid", b"grid", "image", b"image", "image_cell_shares", b"image_cell_shares", "image_weights", b"image_weights", "match", b"match", "query_cell_shares", b"query_cell_shares", "query_weights", b"query_weights", "rerank", b"rerank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "generation", b"generation", "grid", b"grid", "image", b"image", "image_cell_shares", b"image_cell_shares", "image_weights", b"image_weights", "match", b"match", "query_cell_shares", b"query_cell_shares", "query_weights", b"query_weights", "rerank", b"rerank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -710,12 +737,15 @@ class RenderMatchRequest(_message.Message):
     RERANK_FIELD_NUMBER: _builtins.int
     MAX_FLOWS_FIELD_NUMBER: _builtins.int
     HEIGHT_PX_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """A stored image, drawn from its thumbnail."""
     max_flows: _builtins.int
     """Parts joined by lines, 1 to 64. Absent: 8."""
     height_px: _builtins.int
     """Height of the picture in pixels, 128 to 1,024. Absent: 384."""
+    generation: _builtins.int
+    """As in Explain."""
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
@@ -730,10 +760,11 @@ class RenderMatchRequest(_message.Message):
         rerank: _matching_pb2.Rerank | None = ...,
         max_flows: _builtins.int | None = ...,
         height_px: _builtins.int | None = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_height_px", b"_height_px", "_max_flows", b"_max_flows", "height_px", b"height_px", "max_flows", b"max_flows", "query", b"query", "rerank", b"rerank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_height_px", b"_height_px", "_max_flows", b"_max_flows", "height_px", b"height_px", "image", b"image", "max_flows", b"max_flows", "query", b"query", "rerank", b"rerank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_height_px", b"_height_px", "_max_flows", b"_max_flows", "generation", b"generation", "height_px", b"height_px", "image", b"image", "max_flows", b"max_flows", "query", b"query", "rerank", b"rerank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__height_px: _TypeAlias = _typing.Literal["height_px"]  # noqa: Y015
     _WhichOneofArgType__height_px: _TypeAlias = _typing.Literal["_height_px", b"_height_px"]  # noqa: Y015

@@ -65,7 +65,7 @@ class SearchServiceServicer:
         """Coarse search by global vector, then re-ranking by structural matching, with the matched parts of every hit.
         A deadline that comes before all candidates are matched gives what is done so far: see RerankStatus.
         Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, FEATURES_INVALID, BUNDLE_MISMATCH,
-        OVERLOADED, SEQUENCE_NOT_REACHED.
+        OVERLOADED, SEQUENCE_NOT_REACHED, GENERATION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

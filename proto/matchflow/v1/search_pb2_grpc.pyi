@@ -54,7 +54,7 @@ class SearchServiceStub:
     """Coarse search by global vector, then re-ranking by structural matching, with the matched parts of every hit.
     A deadline that comes before all candidates are matched gives what is done so far: see RerankStatus.
     Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, FEATURES_INVALID, BUNDLE_MISMATCH,
-    OVERLOADED, SEQUENCE_NOT_REACHED.
+    OVERLOADED, SEQUENCE_NOT_REACHED, GENERATION_NOT_FOUND.
     """
     Compare: _grpc.UnaryUnaryMultiCallable[_search_pb2.CompareRequest, _search_pb2.CompareResponse]
     """Scores one pair, whether stored or not, with the full plan. The same pair has the same scores in Search.
@@ -78,7 +78,7 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """Coarse search by global vector, then re-ranking by structural matching, with the matched parts of every hit.
     A deadline that comes before all candidates are matched gives what is done so far: see RerankStatus.
     Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, FEATURES_INVALID, BUNDLE_MISMATCH,
-    OVERLOADED, SEQUENCE_NOT_REACHED.
+    OVERLOADED, SEQUENCE_NOT_REACHED, GENERATION_NOT_FOUND.
     """
     Compare: _aio.UnaryUnaryMultiCallable[_search_pb2.CompareRequest, _search_pb2.CompareResponse]  # type: ignore[assignment]
     """Scores one pair, whether stored or not, with the full plan. The same pair has the same scores in Search.
@@ -105,7 +105,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         """Coarse search by global vector, then re-ranking by structural matching, with the matched parts of every hit.
         A deadline that comes before all candidates are matched gives what is done so far: see RerankStatus.
         Errors: GALLERY_NOT_FOUND, IMAGE_NOT_FOUND, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, FEATURES_INVALID, BUNDLE_MISMATCH,
-        OVERLOADED, SEQUENCE_NOT_REACHED.
+        OVERLOADED, SEQUENCE_NOT_REACHED, GENERATION_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

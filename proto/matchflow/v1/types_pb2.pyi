@@ -63,6 +63,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: this server has not seen that change yet; ask again, here or another server. Metadata says how far it
     got.
     """
+    ERROR_REASON_GENERATION_NOT_FOUND: _ErrorReason.ValueType  # 18
+    """NOT_FOUND."""
+    ERROR_REASON_GENERATION_EXISTS: _ErrorReason.ValueType  # 19
+    """ALREADY_EXISTS: a gallery has at most two generations; delete the one that is not active first."""
+    ERROR_REASON_GENERATION_NOT_READY: _ErrorReason.ValueType  # 20
+    """FAILED_PRECONDITION: it lacks images of the active one; metadata has missing_count and pending_changes."""
+    ERROR_REASON_GENERATION_ACTIVE: _ErrorReason.ValueType  # 21
+    """FAILED_PRECONDITION: that can't be done with the active generation."""
+    ERROR_REASON_CONTENT_DIFFERS: _ErrorReason.ValueType  # 22
+    """FAILED_PRECONDITION: the gallery holds other content under that name; metadata has both hashes."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The value of ErrorInfo.reason (domain "matchflow") in the google.rpc.Status of a failed call or item.
@@ -109,6 +119,16 @@ ERROR_REASON_SEQUENCE_NOT_REACHED: ErrorReason.ValueType  # 17
 """UNAVAILABLE: this server has not seen that change yet; ask again, here or another server. Metadata says how far it
 got.
 """
+ERROR_REASON_GENERATION_NOT_FOUND: ErrorReason.ValueType  # 18
+"""NOT_FOUND."""
+ERROR_REASON_GENERATION_EXISTS: ErrorReason.ValueType  # 19
+"""ALREADY_EXISTS: a gallery has at most two generations; delete the one that is not active first."""
+ERROR_REASON_GENERATION_NOT_READY: ErrorReason.ValueType  # 20
+"""FAILED_PRECONDITION: it lacks images of the active one; metadata has missing_count and pending_changes."""
+ERROR_REASON_GENERATION_ACTIVE: ErrorReason.ValueType  # 21
+"""FAILED_PRECONDITION: that can't be done with the active generation."""
+ERROR_REASON_CONTENT_DIFFERS: ErrorReason.ValueType  # 22
+"""FAILED_PRECONDITION: the gallery holds other content under that name; metadata has both hashes."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
