@@ -3,7 +3,13 @@
 GalleryIndexError
 ├── GalleryNotFoundError     no gallery of that id, or it was deleted meanwhile
 ├── GalleryExistsError       that gallery id is taken
+├── GenerationNotFoundError  no generation of that number in the gallery
+├── GenerationExistsError    the gallery has two generations already
+├── GenerationActiveError    that can't be done with the active generation
+├── GenerationNotReadyError  the generation lacks images of the active one
+├── GenerationMovedError     the generation was made active, or not active any more, under a write; nothing was done
 ├── ImageNotFoundError       no image of that id in the gallery
+├── ContentDiffersError      the gallery holds other content under that id
 ├── EtagMismatchError        the image was changed since the caller looked at it
 ├── SequenceNotReachedError  searches do not see a change yet that the caller wants them to
 ├── ImageRejectedError       an image id or a label that can't be stored
@@ -36,6 +42,68 @@ class GalleryExistsError(GalleryIndexError):
     def __init__(self, gallery_id: str) -> None:
         super().__init__(f"there already is a gallery {gallery_id!r}")
         self.gallery_id = gallery_id
+
+
+class GenerationNotFoundError(GalleryIndexError):
+    """No generation of that number in the gallery."""
+
+    def __init__(self, gallery_id: str, generation: int, there: list[int]) -> None:
+        names = " and ".join(str(number) for number in there)
+        super().__init__(f"there is no generation {generation} of gallery {gallery_id!r}; there is {names}")
+        self.gallery_id = gallery_id
+        self.generation = generation
+
+
+class GenerationExistsError(GalleryIndexError):
+    """The gallery has two generations already."""
+
+    def __init__(self, gallery_id: str, generation: int) -> None:
+        super().__init__(
+            f"gallery {gallery_id!r} has two generations; delete generation {generation}, which is not active, first"
+        )
+        self.gallery_id = gallery_id
+        self.generation = generation
+
+
+class GenerationActiveError(GalleryIndexError):
+    """Something that can't be done with the active generation."""
+
+    def __init__(self, gallery_id: str, generation: int) -> None:
+        super().__init__(f"generation {generation} of gallery {gallery_id!r} is active; expected one that is not")
+        self.gallery_id = gallery_id
+        self.generation = generation
+
+
+class GenerationNotReadyError(GalleryIndexError):
+    """A generation lacks images of the active one, or has yet to follow changes of it."""
+
+    def __init__(self, gallery_id: str, generation: int, *, missing: int, pending: int) -> None:
+        super().__init__(
+            f"generation {generation} of gallery {gallery_id!r} lacks {missing} images of the active one and is "
+            f"{pending} changes behind it; expected none of either"
+        )
+        self.missing = missing
+        self.pending = pending
+
+
+class GenerationMovedError(GalleryIndexError):
+    """A generation was made active, or not active any more, under somebody who writes to it; nothing was done."""
+
+    def __init__(self, gallery_id: str, generation: int) -> None:
+        super().__init__(f"generation {generation} of gallery {gallery_id!r} has changed its place; nothing was stored")
+        self.gallery_id = gallery_id
+
+
+class ContentDiffersError(GalleryIndexError):
+    """The gallery holds other content under that id; `expected` and `actual` are content hashes."""
+
+    def __init__(self, gallery_id: str, image_id: str, *, expected: str, actual: str) -> None:
+        super().__init__(
+            f"image {image_id!r} in gallery {gallery_id!r}: expected content {expected}, as the gallery holds it; "
+            f"got {actual}"
+        )
+        self.expected = expected
+        self.actual = actual
 
 
 class ImageNotFoundError(GalleryIndexError):

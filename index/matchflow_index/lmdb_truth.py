@@ -1,14 +1,16 @@
 """Truth in one LMDB environment: no server, ACID, one writing process and many reading ones.
 
 databases     key                                 value
-galleries     gallery id                          number u32, uuid 16 bytes, specification as JSON
+galleries     gallery id                          active generation: number u32, uuid 16 bytes, specification as JSON
+others        gallery id                          the other generation, if there is one: the same
 images        number u32, image key               record as JSON
 rows          row id u64, part u8                 features, cut into parts (see lmdb_rows.py)
 thumbnails    row id u64                          picture
 log           number u32, sequence u64            chained digest 8 bytes, change as JSON
 defaults      number u32                          match defaults, as they were given
+positions     number u32                          how far this generation has followed the other one, as JSON
 counters      number u32, or a name               u64
-doomed        number u32                          nothing: galleries that are deleted but not yet swept
+doomed        number u32                          nothing: generations that are deleted but not yet swept
 
 Numbers are big-endian, so that LMDB's order of bytes is their order.
 """
@@ -17,28 +19,39 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from matchflow_index.errors import GalleryExistsError, GalleryNotFoundError, StoreUnavailableError
+from matchflow_index.errors import GalleryExistsError, GenerationMovedError, StoreUnavailableError
 from matchflow_index.lmdb_environment import INITIAL_MAP_BYTES, MAX_MAP_BYTES, LmdbEnvironment
+from matchflow_index.lmdb_generations import (
+    add_generation,
+    decode_gallery,
+    delete_generations,
+    drop_generation,
+    encode_gallery,
+    is_active,
+    new_gallery,
+    stored_generations,
+    switch_generations,
+)
 from matchflow_index.lmdb_rows import delete_row
-from matchflow_index.lmdb_view import U32, U64, LmdbView, count_up
-from matchflow_index.records import GallerySpec, ImageRecord
-from matchflow_index.truth import Durability, StoredGallery
+from matchflow_index.lmdb_view import U32, U64, LmdbView
+from matchflow_index.records import ImageRecord
+from matchflow_index.truth import Durability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from matchflow_index.truth import Result, Snapshot, Transaction
+    from matchflow_index.records import GallerySpec
+    from matchflow_index.truth import Generations, Result, Snapshot, StoredGallery, Transaction
 
 logger = logging.getLogger(__name__)
 
 DATABASES = ("galleries", "images", "rows", "thumbnails", "log", "counters", "doomed")
-# Stores from before there were match defaults have none.
-ADDED_DATABASES = ("defaults",)
+# Stores from before there were match defaults, or generations, have none.
+ADDED_DATABASES = ("defaults", "others", "positions")
 FORMAT = 2
 SWEEP_KEYS = 5_000
 # Seconds between two looks of who waits for a change.
@@ -93,36 +106,48 @@ class LmdbTruth:
     def galleries(self) -> list[StoredGallery]:
         """Return all galleries, in order of id."""
         with self._env.reading() as txn:
-            return [_decode_gallery(value) for _, value in txn.cursor(db=self._databases["galleries"])]
+            return [decode_gallery(value) for _, value in txn.cursor(db=self._databases["galleries"])]
+
+    def generations(self, gallery_id: str) -> Generations:
+        """Return what is stored under an id; GalleryNotFoundError."""
+        with self._env.reading() as txn:
+            return stored_generations(txn, self._databases, gallery_id)
 
     def create(self, spec: GallerySpec) -> StoredGallery:
         """Store a new, empty gallery; GalleryExistsError when the id is taken."""
 
         def work(txn: Any) -> StoredGallery:
-            number = count_up(txn, self._databases["counters"], b"gallery")
-            gallery = StoredGallery(spec=spec, number=number, uuid=uuid.uuid4().hex)
-            key, value = spec.gallery_id.encode(), _encode_gallery(gallery)
+            gallery = new_gallery(txn, self._databases, spec)
+            key, value = spec.gallery_id.encode(), encode_gallery(gallery)
             if not txn.put(key, value, db=self._databases["galleries"], overwrite=False):
                 raise GalleryExistsError(spec.gallery_id)
             return gallery
 
         return self._env.write(work)
 
+    def add_generation(self, spec: GallerySpec) -> StoredGallery:
+        """Store an empty generation beside the active one of that id; GenerationExistsError, GalleryNotFoundError."""
+        return self._env.write(lambda txn: add_generation(txn, self._databases, spec))
+
+    def drop_generation(self, gallery: StoredGallery) -> None:
+        """Delete a generation and all that is in it; GenerationActiveError, GenerationNotFoundError."""
+        self._env.write(lambda txn: drop_generation(txn, self._databases, gallery))
+        self._sweep()
+
+    def switch(self, gallery: StoredGallery, sequence: int) -> bool:
+        """Let both generations change places, if `gallery` is the active one and at that change."""
+        return self._env.write(lambda txn: switch_generations(txn, self._databases, gallery, sequence))
+
+    def claim(self, gallery: StoredGallery, seconds: float) -> bool:  # noqa: ARG002 - nobody else writes here
+        """Tell whether this process is the one that fills a generation."""
+        return True
+
     def delete(self, gallery_id: str) -> StoredGallery:
-        """Delete a gallery and all that is in it; return what it was.
+        """Delete a gallery, all generations of it, with all that is in it; return the active one.
 
         It is gone, durably, with the first small transaction; what it held is swept in pieces after that.
         """
-
-        def work(txn: Any) -> StoredGallery:
-            value = txn.pop(gallery_id.encode(), db=self._databases["galleries"])
-            if value is None:
-                raise GalleryNotFoundError(gallery_id)
-            gallery = _decode_gallery(value)
-            txn.put(U32.pack(gallery.number), b"", db=self._databases["doomed"])
-            return gallery
-
-        gallery = self._env.write(work)
+        gallery = self._env.write(lambda txn: delete_generations(txn, self._databases, gallery_id))
         self._sweep()
         return gallery
 
@@ -151,7 +176,7 @@ class LmdbTruth:
                     left -= self._erase_row(txn, ImageRecord.decode(cursor.value()).row_id)
                 cursor.delete()
                 found = bool(cursor.key())
-        for name in ("defaults", "counters", "doomed"):
+        for name in ("defaults", "positions", "counters", "doomed"):
             txn.delete(number, db=self._databases[name])
         return True
 
@@ -163,14 +188,15 @@ class LmdbTruth:
     def read(self, gallery: StoredGallery) -> Iterator[Snapshot]:
         """Look at a gallery."""
         with self._env.reading() as txn:
-            self._check_exists(txn, gallery)
+            is_active(txn, self._databases, gallery)
             yield LmdbView(txn, self._databases, gallery)
 
-    def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result]) -> Result:
-        """Run `work` in one transaction, and return its result once that is on disk."""
+    def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result], *, active: bool = True) -> Result:
+        """Run `work` in one transaction, and return its result once that is on disk; GenerationMovedError."""
 
         def guarded(txn: Any) -> Result:
-            self._check_exists(txn, gallery)
+            if is_active(txn, self._databases, gallery) is not active:
+                raise GenerationMovedError(gallery.spec.gallery_id, gallery.spec.generation)
             return work(LmdbView(txn, self._databases, gallery))
 
         return self._env.write(guarded)
@@ -190,7 +216,7 @@ class LmdbTruth:
         """Forget the log but for the last `keep` entries, at least one; return how many were forgotten."""
 
         def work(txn: Any) -> int:
-            self._check_exists(txn, gallery)
+            is_active(txn, self._databases, gallery)
             return LmdbView(txn, self._databases, gallery).trim_log(max(keep, 1), SWEEP_KEYS)
 
         forgotten = 0
@@ -202,7 +228,7 @@ class LmdbTruth:
         """Return what `set_match_defaults` stored."""
         database = self._databases.get("defaults")
         with self._env.reading() as txn:
-            self._check_exists(txn, gallery)
+            is_active(txn, self._databases, gallery)
             found: bytes | None = None if database is None else txn.get(U32.pack(gallery.number), db=database)
             return found
 
@@ -210,7 +236,7 @@ class LmdbTruth:
         """Store a gallery's match defaults; None: forget them."""
 
         def work(txn: Any) -> None:
-            self._check_exists(txn, gallery)
+            is_active(txn, self._databases, gallery)
             if defaults is None:
                 txn.delete(U32.pack(gallery.number), db=self._databases["defaults"])
             else:
@@ -218,19 +244,6 @@ class LmdbTruth:
 
         self._env.write(work)
 
-    def _check_exists(self, txn: Any, gallery: StoredGallery) -> None:
-        found = txn.get(gallery.spec.gallery_id.encode(), db=self._databases["galleries"])
-        if found is None or _decode_gallery(found).uuid != gallery.uuid:
-            raise GalleryNotFoundError(gallery.spec.gallery_id)
-
     def close(self) -> None:
         """Let go of the environment."""
         self._env.close()
-
-
-def _encode_gallery(gallery: StoredGallery) -> bytes:
-    return U32.pack(gallery.number) + bytes.fromhex(gallery.uuid) + gallery.spec.encode()
-
-
-def _decode_gallery(value: bytes) -> StoredGallery:
-    return StoredGallery(spec=GallerySpec.decode(value[20:]), number=U32.unpack(value[:4])[0], uuid=value[4:20].hex())

@@ -11,10 +11,10 @@ from matchflow_index.errors import StoreUnavailableError
 from matchflow_index.history import BEGINNING, DIGEST_BYTES, chained
 from matchflow_index.lmdb_rows import delete_row, get_rows, put_row
 from matchflow_index.records import ImageRecord, compact_json
-from matchflow_index.truth import Change, ChangeKind
+from matchflow_index.truth import Change, ChangeKind, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from matchflow_index.truth import StoredGallery
 
@@ -31,11 +31,12 @@ _LOG_KEY = struct.Struct(">IQ")
 class LmdbView:
     """A gallery inside an LMDB transaction: a Snapshot, and in a write transaction a Transaction."""
 
-    __slots__ = ("_databases", "_number", "_prefix", "_txn")
+    __slots__ = ("_base", "_databases", "_number", "_prefix", "_txn")
 
-    def __init__(self, txn: Any, databases: dict[str, Any], gallery: StoredGallery) -> None:
+    def __init__(self, txn: Any, databases: Mapping[str, Any], gallery: StoredGallery) -> None:
         self._txn = txn
         self._databases = databases
+        self._base = gallery.spec.base_sequence
         self._number = gallery.number
         self._prefix = U32.pack(gallery.number)
 
@@ -53,7 +54,7 @@ class LmdbView:
 
     def history(self, sequence: int) -> bytes | None:
         """Return the chained digest of all changes up to one; None where the log doesn't reach."""
-        if not sequence:
+        if sequence == self._base:
             return BEGINNING
         value = self._txn.get(_LOG_KEY.pack(self._number, sequence), db=self._databases["log"])
         return None if value is None else bytes(value[:DIGEST_BYTES])
@@ -111,6 +112,17 @@ class LmdbView:
                 time_s=time_s,
                 replaced_row_id=replaced,
             )
+
+    @property
+    def position(self) -> Position | None:
+        """How far this generation has followed the other one."""
+        database = self._databases.get("positions")
+        value = None if database is None else self._txn.get(self._prefix, db=database)
+        return None if value is None else Position.decode(value)
+
+    def follow(self, position: Position) -> None:
+        """Say how far this generation has followed the other one."""
+        self._txn.put(self._prefix, position.encode(), db=self._databases["positions"])
 
     def next_row_id(self) -> int:
         """Return a row id that was never given before."""

@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
+# How far apart the sequences of two generations begin: none has so many changes.
+GENERATION_STRIDE = 10**12
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GallerySpec:
-    """What a gallery is pinned to for its whole life; `create_time_s` is in seconds since 1970."""
+    """What a generation of a gallery is pinned to for its whole life; `create_time_s` is in seconds since 1970."""
 
     gallery_id: str
     model: str
@@ -33,6 +37,12 @@ class GallerySpec:
     embedding_dim: int
     keep_thumbnails: bool
     create_time_s: float
+    generation: int = 1
+
+    @property
+    def base_sequence(self) -> int:
+        """The sequence before the first change: what a later generation does counts on from beyond all earlier ones."""
+        return (self.generation - 1) * GENERATION_STRIDE
 
     def encode(self) -> bytes:
         """Return the specification as JSON."""
@@ -41,7 +51,7 @@ class GallerySpec:
 
     @classmethod
     def decode(cls, data: bytes) -> GallerySpec:
-        """Return the specification that `encode` wrote."""
+        """Return the specification that `encode` wrote; from before there were generations it is of the first."""
         fields = json.loads(data)
         rows, columns = fields.pop("grid")
         return cls(grid=CellGrid(rows=rows, columns=columns), **fields)
@@ -81,7 +91,8 @@ class KnownImage:
 class ImageRecord:
     """What is known of a stored image besides its features; times in seconds since 1970.
 
-    `sequence` is the change that wrote this; from `expire_time_s` on the image counts as gone.
+    `sequence` is the change that wrote this; from `expire_time_s` on the image counts as gone. `from_thumbnail`: the
+    features are of the kept thumbnail, which is less than what was ingested.
     """
 
     image_id: str
@@ -93,6 +104,7 @@ class ImageRecord:
     update_time_s: float
     sequence: int = 0
     expire_time_s: float | None = None
+    from_thumbnail: bool = False
 
     def encode(self) -> bytes:
         """Return the record as a JSON array, in the order of its fields."""

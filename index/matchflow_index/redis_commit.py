@@ -13,8 +13,18 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from matchflow_index.errors import GalleryNotFoundError, StoreUnavailableError
-from matchflow_index.redis_keys import ROW, THUMBNAIL, bucketed, cut, decode_head, encode_head, tail_key
+from matchflow_index.errors import GalleryNotFoundError, GenerationMovedError, StoreUnavailableError
+from matchflow_index.redis_keys import (
+    ROW,
+    THUMBNAIL,
+    bucketed,
+    cut,
+    decode_head,
+    encode_head,
+    is_standing,
+    stands_active,
+    tail_key,
+)
 from matchflow_index.redis_link import RefusedError
 from matchflow_index.redis_sweeping import erase_doomed, erase_rows, pending_ranges
 from matchflow_index.redis_transaction import RedisTransaction
@@ -47,38 +57,50 @@ _GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KE
 
 
 def begin(
-    session: RedisSession, keys: GalleryKeys, gallery: StoredGallery, token: bytes, count_rows: Callable[[int], int]
+    session: RedisSession,
+    keys: GalleryKeys,
+    gallery: StoredGallery,
+    token: bytes,
+    count_rows: Callable[[int], int],
+    *,
+    active: bool = True,
 ) -> RedisTransaction | None:
-    """Begin a transaction; None when another writer than `token` has the right of way."""
+    """Begin a transaction; None when another writer than `token` has the right of way.
+
+    Raises GalleryNotFoundError, and GenerationMovedError unless the generation is active as `active` says.
+    """
     session.watch([keys.head, keys.gallery])
-    (uuid, head, writer), last = session.pipeline(
+    (standing, head, writer), last = session.pipeline(
         [
             ("MGET", keys.gallery, keys.head, keys.writer),
             ("XREVRANGE", keys.log, "+", "-", "COUNT", 1),
         ]
     )
-    if uuid is None or uuid.decode() != gallery.uuid:
+    if not is_standing(standing, gallery):
         session.unwatch()
         raise GalleryNotFoundError(gallery.spec.gallery_id)
+    if stands_active(standing) is not active:
+        session.unwatch()
+        raise GenerationMovedError(gallery.spec.gallery_id, gallery.spec.generation)
     if writer is not None and writer != token:
         session.unwatch()
         return None
     sequence, digest = decode_head(head)
-    logged = last[0][0] if last else b"0-0"
+    base = gallery.spec.base_sequence
+    logged = last[0][0] if last else b"%d-0" % base
     if logged != b"%d-0" % sequence:
         # Adding to it would fail in the middle of a transaction.
         raise StoreUnavailableError(
             f"gallery {gallery.spec.gallery_id!r} is damaged: expected its log to end at change {sequence}, "
             f"got {logged.decode()}"
         )
-    return RedisTransaction(session, keys, sequence, digest, count_rows)
+    return RedisTransaction(session, keys, sequence, digest, count_rows, base=base, standing=standing)
 
 
 def commit(
     session: RedisSession,
     link: RedisLink,
     keys: GalleryKeys,
-    gallery: StoredGallery,
     transaction: RedisTransaction,
     *,
     ends_turn: bool,
@@ -90,8 +112,11 @@ def commit(
     rows = list(transaction.new_rows)
     pending = pending_ranges(rows)
     if rows:
-        if not session.call("EVAL", _REGISTER, 2, keys.gallery, keys.pending, gallery.uuid, *pending):
-            raise GalleryNotFoundError(gallery.spec.gallery_id)
+        standing = transaction.standing
+        if not session.call("EVAL", _REGISTER, 2, keys.gallery, keys.pending, standing, *pending):
+            # It is deleted, or has changed its role: whoever begins again will hear which.
+            session.unwatch()
+            return False
         try:
             _write_rows(link, keys, transaction.new_rows)
         except StoreUnavailableError as error:
@@ -169,8 +194,10 @@ def _changes(
     keys: GalleryKeys, transaction: RedisTransaction, pending: list[bytes], *, ends_turn: bool
 ) -> list[Command]:
     """Return the commands that make a transaction; none when it changed nothing."""
+    position = transaction.new_position
+    following: list[Command] = [("SET", keys.position, position.encode())] if position is not None else []
     if not transaction.entries:
-        return []
+        return following
     stored = [(name.encode(), record.encode()) for name, record in transaction.written.items() if record is not None]
     gone = [name.encode() for name, record in transaction.written.items() if record is None]
     commands: list[Command] = []
@@ -191,7 +218,7 @@ def _changes(
     commands.append(("SET", keys.head, encode_head(transaction.sequence, transaction.digest)))
     if ends_turn:
         commands.append(("DEL", keys.writer))
-    return commands
+    return commands + following
 
 
 def _withdraw(link: RedisLink, keys: GalleryKeys, row_ids: list[int], pending: list[bytes]) -> None:

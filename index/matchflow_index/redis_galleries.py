@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from matchflow_index.errors import GalleryExistsError, GalleryNotFoundError, StoreUnavailableError
 from matchflow_index.records import GallerySpec
-from matchflow_index.redis_keys import GalleryKeys, StoreKeys, encode_head
+from matchflow_index.redis_keys import GalleryKeys, StoreKeys, encode_head, standing_of
 from matchflow_index.redis_server import server_time_s, settle
 from matchflow_index.redis_sweeping import PENDING_AGE_S
 from matchflow_index.truth import StoredGallery
@@ -63,12 +63,16 @@ class GalleryList:
         return int(self._link.call("HINCRBY", self.keys.counters, "row", count))
 
     def all(self) -> list[StoredGallery]:
-        """Return all galleries, in order of id."""
+        """Return the active generation of every gallery, in order of id."""
         found = self._link.call("HGETALL", self.keys.galleries)
         if not found:
             self.check_store()
         pairs = zip(found[::2], found[1::2], strict=True)
-        return [_decode(value) for _, value in sorted(pairs)]
+        return [decode_gallery(value) for _, value in sorted(pairs)]
+
+    def others(self) -> list[StoredGallery]:
+        """Return the other generation of every gallery that has one."""
+        return [decode_gallery(value) for value in self._link.call("HVALS", self.keys.others)]
 
     def create(self, spec: GallerySpec) -> StoredGallery:
         """Store a new, empty gallery; GalleryExistsError when the id is taken."""
@@ -76,34 +80,52 @@ class GalleryList:
         for _ in range(ATTEMPTS):
             if self._link.call("HEXISTS", self.keys.galleries, spec.gallery_id):
                 raise GalleryExistsError(spec.gallery_id)
-            gallery = self._prepare(spec)
+            gallery = self.prepare(spec)
             with self._link.session() as session:
-                if self._list(session, gallery):
+                if self.enter(session, gallery, self.keys.galleries):
                     settle(session, self._link, self._durability)
                     return gallery
             time.sleep(random.uniform(0, LONGEST_PAUSE_S))  # noqa: S311 - no secret
         raise StoreUnavailableError(f"{self._link.address}: the list of galleries changes too fast to be added to")
 
-    def _prepare(self, spec: GallerySpec) -> StoredGallery:
-        """Make a gallery that is not on the list yet: one that is to be swept unless it gets there."""
+    def prepare(self, spec: GallerySpec, token: bytes = b"") -> StoredGallery:
+        """Make a generation that is not on a list yet: one that is to be swept unless it gets there.
+
+        With a token it is not the active one.
+        """
         number = int(self._link.call("HINCRBY", self.keys.counters, "gallery", 1))
         gallery = StoredGallery(spec=spec, number=number, uuid=uuid.uuid4().hex)
         keys = GalleryKeys(self.keys.prefix, number)
         self._link.call("ZADD", self.keys.doomed, server_time_s(self._link) + PENDING_AGE_S, number)
         with self._link.session() as session:
-            session.execute([("SET", keys.gallery, gallery.uuid), ("SET", keys.head, encode_head())])
+            session.execute(
+                [
+                    ("SET", keys.gallery, standing_of(gallery, token)),
+                    ("SET", keys.head, encode_head(spec.base_sequence)),
+                ]
+            )
         return gallery
 
-    def _list(self, session: RedisSession, gallery: StoredGallery) -> bool:
-        """Put a prepared gallery on the list; False when the list changed meanwhile, and it has to be made anew."""
+    def enter(
+        self, session: RedisSession, gallery: StoredGallery, where: bytes, *, beside: StoredGallery | None = None
+    ) -> bool:
+        """Put a prepared generation on a list; False when the lists changed meanwhile, and it has to be made anew.
+
+        `beside`: only while that one is the active generation.
+        """
         number, gallery_id = gallery.number, gallery.spec.gallery_id
-        session.watch([self.keys.galleries, self.keys.doomed])
-        doomed_from, taken = session.pipeline(
-            [("ZSCORE", self.keys.doomed, number), ("HEXISTS", self.keys.galleries, gallery_id)]
+        session.watch([self.keys.galleries, self.keys.others, self.keys.doomed])
+        doomed_from, taken, active = session.pipeline(
+            [
+                ("ZSCORE", self.keys.doomed, number),
+                ("HEXISTS", where, gallery_id),
+                ("HGET", self.keys.galleries, gallery_id),
+            ]
         )
         swept = doomed_from is None or not float(doomed_from)
-        commands = [("HSET", self.keys.galleries, gallery_id, _encode(gallery)), ("ZREM", self.keys.doomed, number)]
-        done = not taken and not swept and session.execute(commands) is not None
+        alone = beside is not None and active != encode_gallery(beside)
+        commands = [("HSET", where, gallery_id, encode_gallery(gallery)), ("ZREM", self.keys.doomed, number)]
+        done = not taken and not swept and not alone and session.execute(commands) is not None
         session.unwatch()
         if not done:
             # Whoever sweeps next need not wait.
@@ -111,30 +133,45 @@ class GalleryList:
         return done
 
     def delete(self, gallery_id: str) -> StoredGallery:
-        """Take a gallery off the list, for good, and doom what it holds; return what it was."""
+        """Take a gallery off the lists, for good, and doom what its generations hold; return the active one."""
         self.check_store()
         for _ in range(ATTEMPTS):
             with self._link.session() as session:
-                session.watch([self.keys.galleries])
-                value = session.call("HGET", self.keys.galleries, gallery_id)
-                if value is None:
+                session.watch([self.keys.galleries, self.keys.others])
+                found = session.pipeline(
+                    [("HGET", where, gallery_id) for where in (self.keys.galleries, self.keys.others)]
+                )
+                if found[0] is None:
                     session.unwatch()
                     raise GalleryNotFoundError(gallery_id)
-                gallery = _decode(value)
-                commands = [("HDEL", self.keys.galleries, gallery_id), ("ZADD", self.keys.doomed, 0, gallery.number)]
+                generations = [decode_gallery(value) for value in found if value is not None]
+                commands = [
+                    ("HDEL", self.keys.galleries, gallery_id),
+                    ("HDEL", self.keys.others, gallery_id),
+                    ("HDEL", self.keys.counters, generation_counter(gallery_id)),
+                    *[("ZADD", self.keys.doomed, 0, gallery.number) for gallery in generations],
+                ]
                 if session.execute(commands) is not None:
                     settle(session, self._link, self._durability)
-                    # From here on its writers can't commit.
-                    self._link.call("UNLINK", GalleryKeys(self.keys.prefix, gallery.number).gallery)
-                    return gallery
+                    for gallery in generations:
+                        # From here on its writers can't commit.
+                        self._link.call("UNLINK", GalleryKeys(self.keys.prefix, gallery.number).gallery)
+                    return generations[0]
             time.sleep(random.uniform(0, LONGEST_PAUSE_S))  # noqa: S311 - no secret
         raise StoreUnavailableError(f"{self._link.address}: the list of galleries changes too fast to be taken from")
 
 
-def _encode(gallery: StoredGallery) -> bytes:
+def generation_counter(gallery_id: str) -> str:
+    """Return the name of the counter of a gallery's generations; the first is not counted."""
+    return f"generation of {gallery_id}"
+
+
+def encode_gallery(gallery: StoredGallery) -> bytes:
+    """Return a generation as it stands on a list."""
     return gallery.number.to_bytes(_UUID_START, "big") + bytes.fromhex(gallery.uuid) + gallery.spec.encode()
 
 
-def _decode(value: bytes) -> StoredGallery:
+def decode_gallery(value: bytes) -> StoredGallery:
+    """Return what `encode_gallery` wrote."""
     number, identity, spec = value[:_UUID_START], value[_UUID_START:_SPEC_START], value[_SPEC_START:]
     return StoredGallery(spec=GallerySpec.decode(spec), number=int.from_bytes(number, "big"), uuid=identity.hex())

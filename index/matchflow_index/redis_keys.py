@@ -1,16 +1,19 @@
 """The keys of a truth in Redis, and how values are cut.
 
 {PREFIX}:store         hash     format, uuid of the store
-{PREFIX}:galleries     hash     gallery id -> number u32, uuid 16 bytes, specification as JSON
-{PREFIX}:counters      hash     gallery, row -> the last number given
+{PREFIX}:galleries     hash     gallery id -> its active generation: number u32, uuid 16 bytes, specification as JSON
+{PREFIX}:others        hash     gallery id -> its other generation, if any: the same
+{PREFIX}:counters      hash     gallery, row, generation of GALLERY -> the last number given
 {PREFIX}:doomed        zset     gallery number, from which time on it may be swept: deleted, or never finished
-{PREFIX:N}:gallery     string   uuid of gallery number N; not there: it is gone
+{PREFIX:N}:gallery     string   uuid of gallery number N, and :TOKEN if it is not the active generation; not there: gone
 {PREFIX:N}:head        string   last change u64, chained digest 8 bytes
 {PREFIX:N}:writer      string   which writer has the right of way; expires
 {PREFIX:N}:records     hash     image id -> record as JSON
 {PREFIX:N}:ids         zset     image ids in order of their bytes
 {PREFIX:N}:log         stream   entry SEQUENCE-0 -> chained digest 8 bytes, change as JSON
 {PREFIX:N}:defaults    string   match defaults, as they were given
+{PREFIX:N}:position    string   how far this generation has followed the other one, as JSON
+{PREFIX:N}:filler      string   which process fills this generation; expires
 {PREFIX:N}:pending     zset     FIRST-LAST, rows that may be there though nothing commits to them yet, since when
 {PREFIX:N}:doomed      set      rows to delete
 {PREFIX:N:B}:rR        string   features of row R; :tR its thumbnail; :rR+ and :tR+ their tails
@@ -29,6 +32,8 @@ from matchflow_index.history import BEGINNING, DIGEST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from matchflow_index.truth import StoredGallery
 
 BUCKETS = 8
 # Below, a tail would take more than it saves.
@@ -52,6 +57,7 @@ class StoreKeys:
         tag = f"{{{prefix}}}:"
         self.store = f"{tag}store".encode()
         self.galleries = f"{tag}galleries".encode()
+        self.others = f"{tag}others".encode()
         self.counters = f"{tag}counters".encode()
         self.doomed = f"{tag}doomed".encode()
 
@@ -68,6 +74,8 @@ class GalleryKeys:
         self.ids = f"{tag}ids".encode()
         self.log = f"{tag}log".encode()
         self.defaults = f"{tag}defaults".encode()
+        self.position = f"{tag}position".encode()
+        self.filler = f"{tag}filler".encode()
         self.pending = f"{tag}pending".encode()
         self.doomed = f"{tag}doomed".encode()
         buckets = [f"{{{prefix}:{number}:{bucket}}}:".encode() for bucket in range(BUCKETS)]
@@ -76,7 +84,8 @@ class GalleryKeys:
     @cached_property
     def contents(self) -> tuple[bytes, ...]:
         """All but the rows, the list of what is pending, and what says that the gallery exists."""
-        return (self.head, self.writer, self.records, self.ids, self.log, self.defaults, self.doomed)
+        names = (self.head, self.writer, self.records, self.ids, self.log, self.defaults, self.position, self.filler)
+        return (*names, self.doomed)
 
     def value(self, kind: bytes, row_id: int) -> bytes:
         """Return the key of a row (ROW) or a thumbnail (THUMBNAIL)."""
@@ -103,6 +112,24 @@ def decode_head(head: bytes | None) -> tuple[int, bytes]:
     if head is None or len(head) != _SEQUENCE_BYTES + DIGEST_BYTES:
         raise StoreUnavailableError(f"a gallery is damaged: expected a head of 16 bytes, got {head!r}")
     return int.from_bytes(head[:_SEQUENCE_BYTES], "big"), head[_SEQUENCE_BYTES:]
+
+
+def standing_of(gallery: StoredGallery, token: bytes = b"") -> bytes:
+    """Return what a gallery's key says: with a token, that it is not the active generation.
+
+    Each time that it stops being active it gets another token, so that nobody takes it for what it was before.
+    """
+    return gallery.uuid.encode() + (b":" + token if token else b"")
+
+
+def is_standing(found: bytes | None, gallery: StoredGallery) -> bool:
+    """Tell whether a gallery's key says that the gallery is there."""
+    return found is not None and found.partition(b":")[0] == gallery.uuid.encode()
+
+
+def stands_active(standing: bytes) -> bool:
+    """Tell whether a gallery's key says that it is the active generation."""
+    return b":" not in standing
 
 
 def bucketed(row_ids: Iterable[int]) -> list[list[int]]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matchflow_index.records import ImageRecord
     from matchflow_index.redis_keys import GalleryKeys
     from matchflow_index.redis_view import Asking
-    from matchflow_index.truth import Change
+    from matchflow_index.truth import Change, Position
 
 # Row ids are taken from the store's counter in blocks that double from the first to the largest.
 FIRST_BLOCK, LARGEST_BLOCK = 8, 1024
@@ -29,9 +29,21 @@ class RedisTransaction(RedisView):
     """
 
     def __init__(
-        self, asking: Asking, keys: GalleryKeys, sequence: int, digest: bytes, count_rows: Callable[[int], int]
+        self,
+        asking: Asking,
+        keys: GalleryKeys,
+        sequence: int,
+        digest: bytes,
+        count_rows: Callable[[int], int],
+        *,
+        base: int = 0,
+        standing: bytes = b"",
     ) -> None:
-        super().__init__(asking, keys, sequence, digest)
+        super().__init__(asking, keys, sequence, digest, base=base)
+        self.standing = standing
+        """What the gallery's key said when this began: which gallery it is, and in which role."""
+        self.new_position: Position | None = None
+        """How far the generation will have followed the other one; None: as far as before."""
         self.written: dict[str, ImageRecord | None] = {}
         """Records by image id as they will be; None: the image will be gone."""
         self.new_rows: dict[int, tuple[bytes, bytes | None]] = {}
@@ -99,6 +111,15 @@ class RedisTransaction(RedisView):
         first = self._head_sequence + 1
         for sequence in range(max(after + 1, first), self.sequence + 1):
             yield decode_change(sequence, self.entries[sequence - first][1])
+
+    @property
+    def position(self) -> Position | None:
+        """How far this generation has followed the other one."""
+        return self.new_position or super().position
+
+    def follow(self, position: Position) -> None:
+        """Say how far this generation has followed the other one."""
+        self.new_position = position
 
     def next_row_id(self) -> int:
         """Return a row id that was never given before.

@@ -10,10 +10,11 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from matchflow_index.errors import GalleryNotFoundError, StoreUnavailableError
+from matchflow_index.errors import GalleryNotFoundError, GenerationMovedError, StoreUnavailableError
 from matchflow_index.redis_commit import begin, commit, erase_replaced, give_turn_back, take_turn
 from matchflow_index.redis_galleries import GalleryList
-from matchflow_index.redis_keys import GalleryKeys, decode_head
+from matchflow_index.redis_generations import RedisGenerations
+from matchflow_index.redis_keys import GalleryKeys, decode_head, is_standing
 from matchflow_index.redis_link import RedisLink
 from matchflow_index.redis_server import check_server, settle
 from matchflow_index.redis_sweeping import PENDING_AGE_S, sweep_galleries, sweep_rows
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from matchflow_index.records import GallerySpec
     from matchflow_index.redis_address import RedisAddress
     from matchflow_index.redis_link import Command
-    from matchflow_index.truth import Durability, Result, Snapshot, StoredGallery, Transaction
+    from matchflow_index.truth import Durability, Generations, Result, Snapshot, StoredGallery, Transaction
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class RedisTruth:
         try:
             self.durability: Durability = check_server(self._link)
             self._galleries = GalleryList(self._link, self.durability, create=not read_only)
+            self._generations = RedisGenerations(self._link, self._galleries, self.durability)
         except StoreUnavailableError:
             self._link.close()
             raise
@@ -63,8 +65,12 @@ class RedisTruth:
             self._sweep()
 
     def galleries(self) -> list[StoredGallery]:
-        """Return all galleries, in order of id."""
+        """Return the active generation of every gallery, in order of id."""
         return self._galleries.all()
+
+    def generations(self, gallery_id: str) -> Generations:
+        """Return what is stored under an id; GalleryNotFoundError."""
+        return self._generations.of(gallery_id)
 
     def create(self, spec: GallerySpec) -> StoredGallery:
         """Store a new, empty gallery; GalleryExistsError when the id is taken."""
@@ -72,22 +78,45 @@ class RedisTruth:
         return self._galleries.create(spec)
 
     def delete(self, gallery_id: str) -> StoredGallery:
-        """Delete a gallery and all that is in it; return what it was.
+        """Delete a gallery, all generations of it, with all that is in it; return the active one.
 
         It is gone, durably, with the first small transaction; what it held is swept after that.
         """
         self._check_writable()
         gallery = self._galleries.delete(gallery_id)
+        self._sweep_galleries()
+        return gallery
+
+    def _sweep_galleries(self) -> None:
         try:
             sweep_galleries(self._link, self._galleries.keys)
         except StoreUnavailableError as error:
             logger.warning("deleted galleries could not be swept, their space is not free yet: %s", error)
-        return gallery
+
+    def add_generation(self, spec: GallerySpec) -> StoredGallery:
+        """Store an empty generation beside the active one of that id; GenerationExistsError, GalleryNotFoundError."""
+        self._check_writable()
+        return self._generations.add(spec)
+
+    def drop_generation(self, gallery: StoredGallery) -> None:
+        """Delete a generation and all that is in it; GenerationActiveError, GenerationNotFoundError."""
+        self._check_writable()
+        self._generations.drop(gallery)
+        self._sweep_galleries()
+
+    def switch(self, gallery: StoredGallery, sequence: int) -> bool:
+        """Let both generations change places, if `gallery` is the active one and at that change."""
+        self._check_writable()
+        return self._generations.switch(gallery, sequence)
+
+    def claim(self, gallery: StoredGallery, seconds: float) -> bool:
+        """Tell whether this process is the one that fills a generation."""
+        return self._generations.claim(gallery, self._token, seconds)
 
     def _sweep(self) -> None:
         try:
             sweep_galleries(self._link, self._galleries.keys)
-            for gallery in self.galleries():
+            for gallery in self.galleries() + self._galleries.others():
                 self._sweep_rows(gallery.number)
         except StoreUnavailableError as error:
             logger.warning("what nothing refers to could not be swept, its space is not free yet: %s", error)
@@ -99,21 +128,29 @@ class RedisTruth:
     @contextmanager
     def read(self, gallery: StoredGallery) -> Iterator[Snapshot]:
         """Look at a gallery."""
-        yield RedisView(self._link, self._keys(gallery.number), *self._head(gallery))
+        yield self._view(gallery)
 
-    def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result]) -> Result:
+    def _view(self, gallery: StoredGallery) -> RedisView:
+        base = gallery.spec.base_sequence
+        return RedisView(self._link, self._keys(gallery.number), *self._head(gallery), base=base)
+
+    def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result], *, active: bool = True) -> Result:
         """Run `work` in one transaction, and return its result once that is as safe as `durability` says.
 
-        Other processes may write too: `work` is run again when one was faster.
+        Other processes may write too: `work` is run again when one was faster. GenerationMovedError: see Truth.
         """
         self._check_writable()
         # Threads of one process would only be in each other's way.
         with self._turns.setdefault(gallery.number, threading.Lock()):
             self._sweep_when_due(gallery.number)
             try:
-                return self._write(gallery, work)
+                return self._write(gallery, work, active=active)
             except GalleryNotFoundError:
                 self._galleries.check_store()
+                raise
+            except GenerationMovedError:
+                # Whoever switched may have died before the end.
+                self._generations.finish_switch(gallery.spec.gallery_id)
                 raise
 
     def _sweep_when_due(self, number: int) -> None:
@@ -123,13 +160,13 @@ class RedisTruth:
             except StoreUnavailableError as error:
                 logger.warning("rows that nothing refers to could not be swept: %s", error)
 
-    def _write(self, gallery: StoredGallery, work: Callable[[Transaction], Result]) -> Result:
+    def _write(self, gallery: StoredGallery, work: Callable[[Transaction], Result], *, active: bool) -> Result:
         keys = self._keys(gallery.number)
         deadline_s = time.monotonic() + PATIENCE_S
         attempts, has_turn = 0, False
         try:
             while True:
-                done = self._attempt(gallery, work, has_turn=has_turn)
+                done = self._attempt(gallery, work, has_turn=has_turn, active=active)
                 if done:
                     # The commit gave it back.
                     has_turn = False
@@ -148,12 +185,12 @@ class RedisTruth:
                 give_turn_back(self._link, keys, self._token)
 
     def _attempt(
-        self, gallery: StoredGallery, work: Callable[[Transaction], Result], *, has_turn: bool
+        self, gallery: StoredGallery, work: Callable[[Transaction], Result], *, has_turn: bool, active: bool
     ) -> tuple[Result] | None:
         """Return the result of a transaction that got through; None when another writer was faster."""
         keys = self._keys(gallery.number)
         with self._link.session() as session:
-            transaction = begin(session, keys, gallery, self._token, self._galleries.count_rows)
+            transaction = begin(session, keys, gallery, self._token, self._galleries.count_rows, active=active)
             if transaction is None:
                 return None
             try:
@@ -164,7 +201,7 @@ class RedisTruth:
                     return None
                 raise
             try:
-                if not commit(session, self._link, keys, gallery, transaction, ends_turn=has_turn):
+                if not commit(session, self._link, keys, transaction, ends_turn=has_turn):
                     return None
             except StoreUnavailableError:
                 # It may have left something behind.
@@ -193,7 +230,7 @@ class RedisTruth:
         """Forget the log but for the last `keep` entries, at least one; return how many were forgotten."""
         self._check_writable()
         keys = self._keys(gallery.number)
-        view = RedisView(self._link, keys, *self._head(gallery))
+        view = self._view(gallery)
         first, end, forgotten = view.log_start, view.sequence - max(keep, 1) + 1, 0
         while first < end:
             # In steps: nobody else is answered during one.
@@ -235,7 +272,7 @@ class RedisTruth:
         return decode_head(head)
 
     def _check_exists(self, gallery: StoredGallery, existing: bytes | None) -> None:
-        if existing is None or existing.decode() != gallery.uuid:
+        if not is_standing(existing, gallery):
             # A server that came back empty has lost the gallery: nobody deleted it.
             self._galleries.check_store()
             raise GalleryNotFoundError(gallery.spec.gallery_id)

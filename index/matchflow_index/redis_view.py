@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from matchflow_index.history import BEGINNING, DIGEST_BYTES
 from matchflow_index.records import ImageRecord
 from matchflow_index.redis_keys import BUCKETS, CUT_SIZES, ROW, THUMBNAIL, tail_key
-from matchflow_index.truth import Change, ChangeKind
+from matchflow_index.truth import Change, ChangeKind, Position
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,12 +40,13 @@ class Asking(Protocol):
 class RedisView:
     """A gallery from a moment on: a Snapshot. Its log ends where it began; later images may shine through."""
 
-    def __init__(self, asking: Asking, keys: GalleryKeys, sequence: int, digest: bytes) -> None:
-        """Take over what the gallery's head says."""
+    def __init__(self, asking: Asking, keys: GalleryKeys, sequence: int, digest: bytes, *, base: int = 0) -> None:
+        """Take over what the gallery's head says; its first change was `base` + 1."""
         self._asking = asking
         self._keys = keys
         self._head_sequence = sequence
         self._head_digest = digest
+        self._base = base
 
     @property
     def sequence(self) -> int:
@@ -60,12 +61,18 @@ class RedisView:
 
     def history(self, sequence: int) -> bytes | None:
         """Return the chained digest of all changes up to one; None where the log doesn't reach."""
-        if sequence == 0:
+        if sequence == self._base:
             return BEGINNING
         if sequence >= self._head_sequence:
             return self._head_digest if sequence == self._head_sequence else None
         found = self._call("XRANGE", self._keys.log, f"{sequence}-0", f"{sequence}-0")
         return bytes(found[0][1][1][:DIGEST_BYTES]) if found else None
+
+    @property
+    def position(self) -> Position | None:
+        """How far this generation has followed the other one."""
+        value = self._call("GET", self._keys.position)
+        return None if value is None else Position.decode(value)
 
     def record(self, image_id: str) -> ImageRecord | None:
         """Return an image's record."""

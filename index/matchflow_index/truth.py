@@ -4,13 +4,21 @@ Layout, whatever the engine: specifications; per gallery its images (id -> recor
 thumbnails (row id -> bytes), an append-only log of changes (sequence -> change) and at most one note of match defaults
 (bytes; no change of an image, so not in the log); counters. Row ids are never given twice in a store; sequence numbers
 count up per gallery, without gaps, in the order in which transactions became durable.
+
+Under one gallery id there are up to two generations, each with all of that to itself: the active one, which is what
+everybody means by that id, and another one, which follows it. A transaction says in which of the two roles it takes its
+generation to be, and does nothing should that be wrong: no write is lost to a switch that it did not see.
 """
 
 from __future__ import annotations
 
 import enum
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from matchflow_index.errors import GenerationNotFoundError
+from matchflow_index.records import compact_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +36,46 @@ class StoredGallery:
     spec: GallerySpec
     number: int
     uuid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generations:
+    """What is stored under one gallery id."""
+
+    active: StoredGallery
+    other: StoredGallery | None = None
+
+    def __iter__(self) -> Iterator[StoredGallery]:
+        """Yield all of them, the active one first."""
+        yield self.active
+        if self.other is not None:
+            yield self.other
+
+    def numbered(self, generation: int) -> StoredGallery:
+        """Return the generation of that number, the active one for 0; GenerationNotFoundError."""
+        for stored in self:
+            if generation in {0, stored.spec.generation}:
+                return stored
+        there = [stored.spec.generation for stored in self]
+        raise GenerationNotFoundError(self.active.spec.gallery_id, generation, there)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far a generation has followed another one: whatever that one's changes up to `sequence` did is in it."""
+
+    uuid: str
+    sequence: int
+
+    def encode(self) -> bytes:
+        """Return it as JSON."""
+        return compact_json([self.uuid, self.sequence])
+
+    @classmethod
+    def decode(cls, data: bytes) -> Position:
+        """Return the position that `encode` wrote."""
+        uuid, sequence = json.loads(data)
+        return cls(uuid=uuid, sequence=sequence)
 
 
 class Durability(enum.StrEnum):
@@ -114,6 +162,11 @@ class Snapshot(Protocol):
         """Yield the changes whose sequence is greater than `after`, in order; those that the log still has."""
         ...
 
+    @property
+    def position(self) -> Position | None:
+        """How far this generation has followed the other one; None: nobody said."""
+        ...
+
 
 class Transaction(Snapshot, Protocol):
     """A snapshot that sees its own changes; all become durable together, or none."""
@@ -137,6 +190,10 @@ class Transaction(Snapshot, Protocol):
         """Remove an image with its row; None when there is none."""
         ...
 
+    def follow(self, position: Position) -> None:
+        """Say how far this generation has followed the other one; no change of an image."""
+        ...
+
 
 class Truth(Protocol):
     """Transactional storage of galleries.
@@ -155,7 +212,11 @@ class Truth(Protocol):
         ...
 
     def galleries(self) -> list[StoredGallery]:
-        """Return all galleries, in order of id."""
+        """Return the active generation of every gallery, in order of id."""
+        ...
+
+    def generations(self, gallery_id: str) -> Generations:
+        """Return what is stored under an id."""
         ...
 
     def create(self, spec: GallerySpec) -> StoredGallery:
@@ -163,17 +224,41 @@ class Truth(Protocol):
         ...
 
     def delete(self, gallery_id: str) -> StoredGallery:
-        """Delete a gallery and all that is in it; return what it was."""
+        """Delete a gallery with all of its generations and all that is in them; return the active one."""
+        ...
+
+    def add_generation(self, spec: GallerySpec) -> StoredGallery:
+        """Store an empty generation beside the active one of that id, with a number that this id never had before.
+
+        Raises GenerationExistsError when there are two.
+        """
+        ...
+
+    def drop_generation(self, gallery: StoredGallery) -> None:
+        """Delete a generation and all that is in it; GenerationActiveError, GenerationNotFoundError."""
+        ...
+
+    def switch(self, gallery: StoredGallery, sequence: int) -> bool:
+        """Let the active generation and the other one change places, if `gallery` is active and at that change.
+
+        False: it is not, and nothing was done. The one that was active follows from then on, from where the other is.
+        """
+        ...
+
+    def claim(self, gallery: StoredGallery, seconds: float) -> bool:
+        """Tell whether this process is the one that fills a generation: for so long, unless it claims it again."""
         ...
 
     def read(self, gallery: StoredGallery) -> AbstractContextManager[Snapshot]:
         """Look at a gallery."""
         ...
 
-    def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result]) -> Result:
+    def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result], *, active: bool = True) -> Result:
         """Run `work` in one transaction, and return its result once that is on disk.
 
         `work` may run more than once (it must only depend on its transaction); an exception from it undoes all.
+        Raises GenerationMovedError, and nothing was done, where the generation is active and `active` is false, or the
+        other way round.
         """
         ...
 

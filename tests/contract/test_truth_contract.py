@@ -10,132 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 from index_samples import gallery_spec
-from redis_server import running_cluster_node, running_redis
+from truth_samples import a_record, by_several, everything, put, put_in, remove, run_together
 
-from matchflow_index import GalleryExistsError, GalleryNotFoundError, ImageRecord, StoreUnavailableError
+from matchflow_index import GalleryExistsError, GalleryNotFoundError, StoreUnavailableError
 from matchflow_index.history import BEGINNING, DIGEST_BYTES, chained
-from matchflow_index.lmdb_truth import LmdbTruth
 from matchflow_index.records import compact_json
-from matchflow_index.redis_address import RedisAddress
-from matchflow_index.redis_truth import RedisTruth
 from matchflow_index.truth import Change, ChangeKind, Durability
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
-    from redis_server import RedisServer
-
-    from matchflow_index import LabelValue
-    from matchflow_index.truth import Snapshot, StoredGallery, Transaction, Truth
-
-# A cluster refuses commands and transactions whose keys are in several slots.
-SHARED = ("redis", "redis cluster of one")
-TRUTHS = ("lmdb", "lmdb that grows", *SHARED)
-
-by_several = pytest.mark.parametrize("opener", SHARED, indirect=True)
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def cluster_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_cluster_node(tmp_path_factory.mktemp("cluster"), appendfsync="always") as server:
-        yield server
-
-
-@pytest.fixture(params=TRUTHS)
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Truth]:
-    """Return a function that opens the truth."""
-    if request.param == "lmdb":
-        return lambda: LmdbTruth(tmp_path / "truth")
-    if request.param == "lmdb that grows":
-        # So small that every other test makes it grow.
-        return lambda: LmdbTruth(tmp_path / "truth", map_bytes=64 * 1024)
-    server: RedisServer = request.getfixturevalue("redis_server" if request.param == "redis" else "cluster_node")
-    # Each test has a store of its own on the one server.
-    address = RedisAddress(url=server.url, prefix=f"store of {request.node.name.replace('[', ' ')}")
-    return lambda: RedisTruth(address)
-
-
-@pytest.fixture
-def reopen(opener: Callable[[], Truth]) -> Iterator[Callable[[], Truth]]:
-    """Return a function that opens the truth, again and again; what it opened before is closed."""
-    opened: list[Truth] = []
-
-    def reopen() -> Truth:
-        if opened:
-            opened.pop().close()
-        opened.append(opener())
-        return opened[-1]
-
-    yield reopen
-    for truth in opened:
-        truth.close()
-
-
-@pytest.fixture
-def second(truth: Truth, opener: Callable[[], Truth]) -> Iterator[Truth]:
-    """The same truth, opened by somebody else."""
-    assert truth.shared
-    other = opener()
-    yield other
-    other.close()
-
-
-@pytest.fixture
-def truth(reopen: Callable[[], Truth]) -> Truth:
-    return reopen()
-
-
-@pytest.fixture
-def gallery(truth: Truth) -> StoredGallery:
-    return truth.create(gallery_spec())
-
-
-def a_record(image_id: str, row_id: int, sequence: int = 0, **labels: LabelValue) -> ImageRecord:
-    return ImageRecord(
-        image_id=image_id,
-        row_id=row_id,
-        content_hash="c",
-        labels=labels,
-        width_px=1,
-        height_px=2,
-        update_time_s=3.5,
-        sequence=sequence,
-    )
-
-
-def put_in(transaction: Transaction, name: str, row: bytes | None = None, thumbnail: bytes | None = None) -> Change:
-    """Put an image whose row is its name ten thousand times over."""
-    record = a_record(name, transaction.next_row_id(), transaction.sequence + 1)
-    return transaction.put(record, name.encode() * 10_000 if row is None else row, thumbnail)
-
-
-def put(truth: Truth, gallery: StoredGallery, *names: str, thumbnail: bytes | None = None) -> list[Change]:
-    return truth.write(gallery, lambda transaction: [put_in(transaction, name, None, thumbnail) for name in names])
-
-
-def remove(truth: Truth, gallery: StoredGallery, name: str) -> Change | None:
-    return truth.write(gallery, lambda transaction: transaction.remove(name, 4.5))
-
-
-def everything(snapshot: Snapshot) -> tuple[object, ...]:
-    """Return all that there is to see."""
-    records = list(snapshot.records())
-    return (
-        snapshot.sequence,
-        snapshot.log_start,
-        records,
-        list(snapshot.rows()),
-        [snapshot.thumbnail(record.row_id) for record in records],
-        list(snapshot.changes(0)),
-        [snapshot.history(sequence) for sequence in range(snapshot.sequence + 2)],
-    )
+    from matchflow_index.truth import StoredGallery, Transaction, Truth
 
 
 def test_a_created_gallery_is_there_after_a_restart(reopen: Callable[[], Truth]) -> None:
@@ -580,26 +465,6 @@ def test_work_that_changes_nothing_stores_nothing(truth: Truth, gallery: StoredG
     assert truth.write(gallery, lambda transaction: transaction.next_row_id()) > 0
     with truth.read(gallery) as snapshot:
         assert everything(snapshot) == (0, 1, [], [], [], [], [BEGINNING, None])
-
-
-def run_together(*works: Callable[[], object]) -> None:
-    """Run functions in threads of their own, and raise what the first of them raises."""
-    errors: list[BaseException] = []
-
-    def guarded(work: Callable[[], object]) -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - raised below
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-        assert not thread.is_alive()
-    if errors:
-        raise errors[0]
 
 
 @by_several
