@@ -401,6 +401,7 @@ class RerankStatus(_message.Message):
     DEPTH_DONE_FIELD_NUMBER: _builtins.int
     state: Global___RerankStatus.State.ValueType
     depth_done: _builtins.int
+    """With `exhaustive` and a deadline it depends on the pace; with `proved_below` it makes up all that passed the filter."""
     def __init__(
         self,
         *,
