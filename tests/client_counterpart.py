@@ -21,7 +21,7 @@ from grpc_status import rpc_status
 
 from matchflow.async_client import AsyncClient
 from matchflow.client import Client
-from matchflow.v1 import gallery_pb2, ingest_pb2, model_pb2, search_pb2, types_pb2
+from matchflow.v1 import gallery_pb2, generation_pb2, ingest_pb2, model_pb2, search_pb2, types_pb2
 
 Answer = Callable[[Any], Message]
 IngestAnswers = Callable[
@@ -30,7 +30,7 @@ IngestAnswers = Callable[
 
 METHODS = {
     f"/{service.full_name}/{method.name}": method
-    for file in (gallery_pb2, ingest_pb2, model_pb2, search_pb2)
+    for file in (gallery_pb2, generation_pb2, ingest_pb2, model_pb2, search_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
@@ -192,3 +192,23 @@ def stored_image(image_id: str, **labels: str) -> gallery_pb2.Image:
     )
     image.update_time.FromSeconds(1_700_000_000)
     return image
+
+
+def stored_generation(
+    number: int = 2,
+    state: generation_pb2.Generation.State.ValueType = generation_pb2.Generation.STATE_READY,
+    **fields: Any,
+) -> generation_pb2.Generation:
+    """Return a generation of gallery demo with 3 images, under another model unless it is the first."""
+    known: dict[str, Any] = {"image_count": 3, "sequence": (number - 1) * 10**12 + 9}
+    generation = generation_pb2.Generation(
+        name=f"galleries/demo/generations/{number}",
+        model="models/lite0" if number == 1 else "models/other",
+        bundle_digest=f"d{number}" * 32,
+        grid=types_pb2.CellGrid(rows=4, columns=2),
+        embedding_dim=128,
+        state=state,
+        **known | fields,
+    )
+    generation.create_time.FromSeconds(1_700_000_000)
+    return generation

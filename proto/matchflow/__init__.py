@@ -17,12 +17,17 @@ from matchflow.async_client import AsyncClient
 from matchflow.client import Client
 from matchflow.errors import (
     BundleMismatchError,
+    ContentDiffersError,
     DeadlineExceededError,
     EtagMismatchError,
     FeaturesInvalidError,
     FileUnreadableError,
     GalleryExistsError,
     GalleryNotFoundError,
+    GenerationActiveError,
+    GenerationExistsError,
+    GenerationNotFoundError,
+    GenerationNotReadyError,
     ImageNotFoundError,
     ImageTooLargeError,
     ImageUnreadableError,
@@ -40,6 +45,7 @@ from matchflow.errors import (
     UnexpectedStatusError,
 )
 from matchflow.filtering import AllOf, Between, Condition, LabelConditions, Not, Present
+from matchflow.generations import Disagreement, Generation, GenerationComparison, GenerationState, ScoreShift
 from matchflow.ingest import Durability, IngestFailure, IngestItem, IngestOutcome, IngestResult, IngestSummary
 from matchflow.labels import Labels, LabelValue
 from matchflow.matches import (
@@ -79,8 +85,10 @@ __all__ = [
     "Client",
     "Comparison",
     "Condition",
+    "ContentDiffersError",
     "DeadlineExceededError",
     "DeletedImages",
+    "Disagreement",
     "Durability",
     "EtagMismatchError",
     "Explanation",
@@ -91,6 +99,13 @@ __all__ = [
     "Gallery",
     "GalleryExistsError",
     "GalleryNotFoundError",
+    "Generation",
+    "GenerationActiveError",
+    "GenerationComparison",
+    "GenerationExistsError",
+    "GenerationNotFoundError",
+    "GenerationNotReadyError",
+    "GenerationState",
     "Health",
     "Hit",
     "Image",
@@ -120,6 +135,7 @@ __all__ = [
     "RerankMode",
     "RerankSettings",
     "RerankState",
+    "ScoreShift",
     "SearchResult",
     "SequenceNotReachedError",
     "ServerUnreachableError",

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self, TypeVar
-
-import grpc
+from typing import TYPE_CHECKING
 
 from matchflow import calls, ranking, replies
 from matchflow.async_ingest import ingest_in_thread
-from matchflow.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, open_async_channel
-from matchflow.errors import from_rpc_error
 from matchflow.filtering import search_filter
+from matchflow.generation_calls import AsyncGenerationCalls
 from matchflow.ingest import MAX_ITEMS_IN_FLIGHT, IngestLedger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 
-    from matchflow.call import Call, Page
     from matchflow.errors import MatchflowError
     from matchflow.filtering import LabelConditions
     from matchflow.ingest import IngestItem, IngestSummary, OnResult
@@ -35,36 +31,12 @@ if TYPE_CHECKING:
         Model,
     )
 
-ValueT = TypeVar("ValueT")
 
-
-class AsyncClient:
+class AsyncClient(AsyncGenerationCalls):
     """A connection to a Matchflow server for one event loop; make it there. Close it, or use it in `async with`.
 
     Arguments and errors are those of `Client`. Files are read on worker threads.
     """
-
-    def __init__(
-        self,
-        target: str = DEFAULT_TARGET,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        credentials: grpc.ChannelCredentials | None = None,
-    ) -> None:
-        self.target = target
-        self.timeout_s = timeout_s
-        self._credentials = credentials
-        self._channel = open_async_channel(target, credentials)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
-        await self._channel.close()
 
     async def create_gallery(self, gallery: str, *, model: str = "", thumbnails: bool = True) -> Gallery:
         """Create a gallery for images of one model; without `model` the server's default one."""
@@ -126,14 +98,16 @@ class AsyncClient:
         *,
         on_result: OnResult | None = None,
         max_in_flight: int = MAX_ITEMS_IN_FLIGHT,
+        generation: int = 0,
     ) -> IngestSummary:
         """Put images in, and say what became of each.
 
         Files are read one by one as the server takes them. A plain iterable of items is consumed on another thread;
         `on_result` is called on the event loop's. An item that fails is in the summary and stops nothing. Raises when
         the stream itself fails, with `.acknowledged` items stored; sending all again is safe, and skips those.
+        `generation` as in Client.ingest.
         """
-        ledger = IngestLedger(gallery, max_items=max_in_flight)
+        ledger = IngestLedger(gallery, max_items=max_in_flight, generation=generation)
         return await ingest_in_thread(ledger, items, self.target, self._credentials, on_result)
 
     async def search(
@@ -157,6 +131,7 @@ class AsyncClient:
         include_query_image: bool = False,
         exhaustive: bool = False,
         at_least_sequence: int = 0,
+        generation: int = 0,
         timeout_s: float | None = None,
     ) -> SearchResult[AsyncHit]:
         """Find the images of a gallery that match best.
@@ -168,7 +143,7 @@ class AsyncClient:
         group_by: at most `group_limit` hits (1 unless given) for each value of this label. A stored query image is no
         hit of its own unless asked for. at_least_sequence: answer from a state that has this change. When the deadline
         comes early, the answer says so in `rerank`. exhaustive: match beyond `depth` until the answer is proved to be
-        that of matching everything, and says so in `exact`.
+        that of matching everything, and says so in `exact`. generation: the one to search; 0: the active one.
 
         Without a `mode` the gallery's default one scores, and what `tuning` leaves out is as there; the answer's
         `rerank_settings` say how it was scored.
@@ -194,6 +169,7 @@ class AsyncClient:
             group_by=group_by,
             group_limit=group_limit,
             at_least_sequence=at_least_sequence,
+            generation=generation,
         )
 
         reply = await self._run(calls.search(request), timeout_s)
@@ -210,11 +186,17 @@ class AsyncClient:
         tuning: Tuning | None = None,
         max_flows: int | None = None,
         model: str = "",
+        generation: int = 0,
         timeout_s: float | None = None,
     ) -> Comparison:
-        """Score any two images with their full plan; `model` counts when neither is stored."""
+        """Score any two images with their full plan; `model` counts when neither is stored.
+
+        generation: where stored images are taken from; 0: the active one of each gallery.
+        """
         rerank = ranking.rerank(mode, tuning)
-        call = await asyncio.to_thread(calls.compare, query, image, rerank=rerank, max_flows=max_flows, model=model)
+        call = await asyncio.to_thread(
+            calls.compare, query, image, rerank=rerank, max_flows=max_flows, model=model, generation=generation
+        )
         return await self._run(call, timeout_s)
 
     async def explain(
@@ -225,11 +207,15 @@ class AsyncClient:
         mode: RerankMode | str | None = None,
         tuning: Tuning | None = None,
         max_flows: int | None = None,
+        generation: int = 0,
         timeout_s: float | None = None,
     ) -> Explanation:
-        """Say again what a search says of a stored image, with its full plan unless `max_flows` limits it."""
+        """Say again what a search says of a stored image, with its full plan unless `max_flows` limits it.
+
+        generation: that of a SearchResult gives its evidence again, also after a switch; 0: the active one.
+        """
         call = await asyncio.to_thread(
-            calls.explain, query, image, rerank=ranking.rerank(mode, tuning), max_flows=max_flows
+            calls.explain, query, image, rerank=ranking.rerank(mode, tuning), max_flows=max_flows, generation=generation
         )
         return await self._run(call, timeout_s)
 
@@ -242,12 +228,19 @@ class AsyncClient:
         tuning: Tuning | None = None,
         max_flows: int | None = None,
         height_px: int | None = None,
+        generation: int = 0,
         timeout_s: float | None = None,
     ) -> bytes:
-        """Draw query and stored image side by side, matched parts joined; a PNG's bytes."""
+        """Draw query and stored image side by side, matched parts joined; a PNG's bytes. `generation` as in explain."""
         rerank = ranking.rerank(mode, tuning)
         call = await asyncio.to_thread(
-            calls.render_match, query, image, rerank=rerank, max_flows=max_flows, height_px=height_px
+            calls.render_match,
+            query,
+            image,
+            rerank=rerank,
+            max_flows=max_flows,
+            height_px=height_px,
+            generation=generation,
         )
         return await self._run(call, timeout_s)
 
@@ -273,24 +266,3 @@ class AsyncClient:
     async def health(self, service: str = "") -> Health:
         """Return the health of the server, or of one service such as "matchflow.v1.SearchService"."""
         return await self._run(calls.health(service))
-
-    async def _run(self, call: Call[ValueT], timeout_s: float | None = None) -> ValueT:
-        rpc = self._channel.unary_unary(
-            call.path,
-            request_serializer=type(call.request).SerializeToString,
-            response_deserializer=call.reply_type.FromString,
-        )
-        try:
-            reply = await rpc(call.request, timeout=self.timeout_s if timeout_s is None else timeout_s)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self.target) from error
-        return call.convert(reply)
-
-    async def _pages(self, describe: Callable[[str], Call[Page[ValueT]]]) -> AsyncIterator[ValueT]:
-        page = await self._run(describe(""))
-        for value in page.values:
-            yield value
-        while page.next_token:
-            page = await self._run(describe(page.next_token))
-            for value in page.values:
-                yield value

@@ -178,6 +178,7 @@ def search_request(
     group_by: str,
     group_limit: int | None,
     at_least_sequence: int,
+    generation: int,
 ) -> search_pb2.SearchRequest:
     """Return the question; errors as read_image."""
     return search_pb2.SearchRequest(
@@ -193,6 +194,7 @@ def search_request(
         group_by=group_by,
         group_limit=group_limit,
         at_least_sequence=at_least_sequence,
+        generation=generation,
     )
 
 
@@ -207,9 +209,10 @@ def search(request: search_pb2.SearchRequest) -> Call[search_pb2.SearchResponse]
 
 
 def render_hit(request: search_pb2.SearchRequest, reply: search_pb2.SearchResponse, hit: search_pb2.Hit) -> Call[bytes]:
-    """Describe the SearchService.RenderMatch that draws a hit as it was scored, whatever the default is by then."""
+    """Describe the SearchService.RenderMatch that draws a hit as it was scored, whatever has changed by then."""
     rerank = reply.rerank if reply.HasField("rerank") else request.rerank
-    return render_match(request.query, values.ImageRef.parse(hit.image.name), rerank=rerank)
+    generation = reply.generation or request.generation
+    return render_match(request.query, values.ImageRef.parse(hit.image.name), rerank=rerank, generation=generation)
 
 
 def compare(
@@ -219,6 +222,7 @@ def compare(
     rerank: matching_pb2.Rerank,
     max_flows: int | None,
     model: str,
+    generation: int,
 ) -> Call[Comparison]:
     """Describe SearchService.Compare."""
     request = search_pb2.CompareRequest(
@@ -227,6 +231,7 @@ def compare(
         rerank=rerank,
         max_flows=max_flows,
         model=model_name(model),
+        generation=generation,
     )
     return Call(
         path=f"{SEARCH_SERVICE}Compare",
@@ -237,11 +242,16 @@ def compare(
 
 
 def explain(
-    query: QuerySource, image: values.ImageRef, *, rerank: matching_pb2.Rerank, max_flows: int | None
+    query: QuerySource,
+    image: values.ImageRef,
+    *,
+    rerank: matching_pb2.Rerank,
+    max_flows: int | None,
+    generation: int,
 ) -> Call[Explanation]:
     """Describe SearchService.Explain."""
     request = search_pb2.ExplainRequest(
-        query=query_message(query), image=image.name, rerank=rerank, max_flows=max_flows
+        query=query_message(query), image=image.name, rerank=rerank, max_flows=max_flows, generation=generation
     )
     return Call(
         path=f"{SEARCH_SERVICE}Explain",
@@ -258,6 +268,7 @@ def render_match(
     rerank: matching_pb2.Rerank,
     max_flows: int | None = None,
     height_px: int | None = None,
+    generation: int = 0,
 ) -> Call[bytes]:
     """Describe SearchService.RenderMatch."""
     request = search_pb2.RenderMatchRequest(
@@ -266,6 +277,7 @@ def render_match(
         rerank=rerank,
         max_flows=max_flows,
         height_px=height_px,
+        generation=generation,
     )
     return Call(
         path=f"{SEARCH_SERVICE}RenderMatch",

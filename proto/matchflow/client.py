@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, TypeVar
-
-import grpc
+from typing import TYPE_CHECKING
 
 from matchflow import calls, ranking, replies
-from matchflow.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, open_channel
-from matchflow.errors import from_rpc_error
 from matchflow.filtering import search_filter
+from matchflow.generation_calls import GenerationCalls
 from matchflow.ingest import MAX_ITEMS_IN_FLIGHT, IngestLedger
 from matchflow.ingest_stream import IngestStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from matchflow.call import Call, Page
     from matchflow.errors import MatchflowError
     from matchflow.filtering import LabelConditions
     from matchflow.ingest import IngestItem, IngestSummary, OnResult
@@ -34,36 +30,13 @@ if TYPE_CHECKING:
         Model,
     )
 
-ValueT = TypeVar("ValueT")
 
-
-class Client:
+class Client(GenerationCalls):
     """A connection to a Matchflow server; safe to share between threads. Close it, or use it in `with`.
 
     target: "host:port". timeout_s: deadline of every call but `ingest`; `search` and its kin also take their own.
     credentials: for TLS; without, the connection is plain text. Every method raises the exceptions of matchflow.errors.
     """
-
-    def __init__(
-        self,
-        target: str = DEFAULT_TARGET,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        credentials: grpc.ChannelCredentials | None = None,
-    ) -> None:
-        self.target = target
-        self.timeout_s = timeout_s
-        self._channel = open_channel(target, credentials)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
-        self._channel.close()
 
     def create_gallery(self, gallery: str, *, model: str = "", thumbnails: bool = True) -> Gallery:
         """Create a gallery for images of one model; without `model` the server's default one."""
@@ -124,14 +97,18 @@ class Client:
         *,
         on_result: OnResult | None = None,
         max_in_flight: int = MAX_ITEMS_IN_FLIGHT,
+        generation: int = 0,
     ) -> IngestSummary:
         """Put images in, and say what became of each.
 
         Files are read one by one as the server takes them. `items` is consumed on another thread; `on_result` is called
         on this one. An item that fails is in the summary and stops nothing. Raises when the stream itself fails, with
         `.acknowledged` items stored; sending all again is safe, and skips those.
+
+        generation: one that lacks the images, which the gallery must hold with this very content (ImageNotFoundError,
+        ContentDiffersError); only features are taken then, no labels and no end. 0: the active one.
         """
-        ledger = IngestLedger(gallery, max_items=max_in_flight)
+        ledger = IngestLedger(gallery, max_items=max_in_flight, generation=generation)
         return IngestStream(ledger, items).run(self._channel, self.target, on_result)
 
     def search(
@@ -155,6 +132,7 @@ class Client:
         include_query_image: bool = False,
         exhaustive: bool = False,
         at_least_sequence: int = 0,
+        generation: int = 0,
         timeout_s: float | None = None,
     ) -> SearchResult[Hit]:
         """Find the images of a gallery that match best.
@@ -166,7 +144,7 @@ class Client:
         group_by: at most `group_limit` hits (1 unless given) for each value of this label. A stored query image is no
         hit of its own unless asked for. at_least_sequence: answer from a state that has this change. When the deadline
         comes early, the answer says so in `rerank`. exhaustive: match beyond `depth` until the answer is proved to be
-        that of matching everything, and says so in `exact`.
+        that of matching everything, and says so in `exact`. generation: the one to search; 0: the active one.
 
         Without a `mode` the gallery's default one scores, and what `tuning` leaves out is as there; the answer's
         `rerank_settings` say how it was scored.
@@ -191,6 +169,7 @@ class Client:
             group_by=group_by,
             group_limit=group_limit,
             at_least_sequence=at_least_sequence,
+            generation=generation,
         )
 
         reply = self._run(calls.search(request), timeout_s)
@@ -207,11 +186,18 @@ class Client:
         tuning: Tuning | None = None,
         max_flows: int | None = None,
         model: str = "",
+        generation: int = 0,
         timeout_s: float | None = None,
     ) -> Comparison:
-        """Score any two images with their full plan; `model` counts when neither is stored."""
+        """Score any two images with their full plan; `model` counts when neither is stored.
+
+        generation: where stored images are taken from; 0: the active one of each gallery.
+        """
         rerank = ranking.rerank(mode, tuning)
-        return self._run(calls.compare(query, image, rerank=rerank, max_flows=max_flows, model=model), timeout_s)
+        return self._run(
+            calls.compare(query, image, rerank=rerank, max_flows=max_flows, model=model, generation=generation),
+            timeout_s,
+        )
 
     def explain(
         self,
@@ -221,10 +207,16 @@ class Client:
         mode: RerankMode | str | None = None,
         tuning: Tuning | None = None,
         max_flows: int | None = None,
+        generation: int = 0,
         timeout_s: float | None = None,
     ) -> Explanation:
-        """Say again what a search says of a stored image, with its full plan unless `max_flows` limits it."""
-        call = calls.explain(query, image, rerank=ranking.rerank(mode, tuning), max_flows=max_flows)
+        """Say again what a search says of a stored image, with its full plan unless `max_flows` limits it.
+
+        generation: that of a SearchResult gives its evidence again, also after a switch; 0: the active one.
+        """
+        call = calls.explain(
+            query, image, rerank=ranking.rerank(mode, tuning), max_flows=max_flows, generation=generation
+        )
         return self._run(call, timeout_s)
 
     def render_match(
@@ -236,11 +228,14 @@ class Client:
         tuning: Tuning | None = None,
         max_flows: int | None = None,
         height_px: int | None = None,
+        generation: int = 0,
         timeout_s: float | None = None,
     ) -> bytes:
-        """Draw query and stored image side by side, matched parts joined; a PNG's bytes."""
+        """Draw query and stored image side by side, matched parts joined; a PNG's bytes. `generation` as in explain."""
         rerank = ranking.rerank(mode, tuning)
-        call = calls.render_match(query, image, rerank=rerank, max_flows=max_flows, height_px=height_px)
+        call = calls.render_match(
+            query, image, rerank=rerank, max_flows=max_flows, height_px=height_px, generation=generation
+        )
         return self._run(call, timeout_s)
 
     def embed(
@@ -260,22 +255,3 @@ class Client:
     def health(self, service: str = "") -> Health:
         """Return the health of the server, or of one service such as "matchflow.v1.SearchService"."""
         return self._run(calls.health(service))
-
-    def _run(self, call: Call[ValueT], timeout_s: float | None = None) -> ValueT:
-        rpc = self._channel.unary_unary(
-            call.path,
-            request_serializer=type(call.request).SerializeToString,
-            response_deserializer=call.reply_type.FromString,
-        )
-        try:
-            reply = rpc(call.request, timeout=self.timeout_s if timeout_s is None else timeout_s)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self.target) from error
-        return call.convert(reply)
-
-    def _pages(self, describe: Callable[[str], Call[Page[ValueT]]]) -> Iterator[ValueT]:
-        page = self._run(describe(""))
-        yield from page.values
-        while page.next_token:
-            page = self._run(describe(page.next_token))
-            yield from page.values

@@ -9,8 +9,13 @@ MatchflowError                 .reason .message .metadata .code .acknowledged
 ├── NotFoundError
 │   ├── GalleryNotFoundError
 │   ├── ImageNotFoundError
-│   └── ModelNotFoundError
+│   ├── ModelNotFoundError
+│   └── GenerationNotFoundError
 ├── GalleryExistsError
+├── GenerationExistsError      the gallery has two generations already
+├── GenerationNotReadyError    it lacks images; .missing_count and .pending_changes say how many
+├── GenerationActiveError      that can't be done with the active generation
+├── ContentDiffersError        the gallery holds other content; .expected_hash and .actual_hash
 ├── ThumbnailMissingError      the gallery keeps no thumbnails to draw an overlay from
 ├── OverloadedError            .retry_after_s says when to come back
 ├── ShuttingDownError          the server is stopping
@@ -131,10 +136,60 @@ class ModelNotFoundError(NotFoundError):
     reason = "MODEL_NOT_FOUND"
 
 
+class GenerationNotFoundError(NotFoundError):
+    """The gallery has no such generation."""
+
+    reason = "GENERATION_NOT_FOUND"
+
+
 class GalleryExistsError(MatchflowError):
     """There is a gallery of that name already."""
 
     reason = "GALLERY_EXISTS"
+
+
+class GenerationExistsError(MatchflowError):
+    """The gallery has a second generation already; the one that is not active must be deleted first."""
+
+    reason = "GENERATION_EXISTS"
+
+
+class GenerationNotReadyError(MatchflowError):
+    """The generation lacks images of the active one."""
+
+    reason = "GENERATION_NOT_READY"
+
+    @property
+    def missing_count(self) -> int | None:
+        """How many images it lacks; None where the server does not say."""
+        return _whole_number(self.metadata.get("missing_count", ""))
+
+    @property
+    def pending_changes(self) -> int | None:
+        """How many changes of the active one it does not reflect yet; None where the server does not say."""
+        return _whole_number(self.metadata.get("pending_changes", ""))
+
+
+class GenerationActiveError(MatchflowError):
+    """That can't be done with the active generation."""
+
+    reason = "GENERATION_ACTIVE"
+
+
+class ContentDiffersError(MatchflowError):
+    """The gallery holds other content under that name than was sent for one of its generations."""
+
+    reason = "CONTENT_DIFFERS"
+
+    @property
+    def expected_hash(self) -> str:
+        """SHA-256 of what the gallery holds, in hexadecimal; empty where the server does not say."""
+        return self.metadata.get("expected_hash", "")
+
+    @property
+    def actual_hash(self) -> str:
+        """SHA-256 of what was sent, in hexadecimal; empty where the server does not say."""
+        return self.metadata.get("actual_hash", "")
 
 
 class ThumbnailMissingError(MatchflowError):
@@ -228,6 +283,11 @@ BY_REASON: dict[str, type[MatchflowError]] = {
         StoreUnavailableError,
         EtagMismatchError,
         SequenceNotReachedError,
+        GenerationNotFoundError,
+        GenerationExistsError,
+        GenerationNotReadyError,
+        GenerationActiveError,
+        ContentDiffersError,
     )
 }
 # What a status means that carries no ErrorInfo: gRPC itself made it.
@@ -267,6 +327,10 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> MatchflowError:
         DeadlineExceededError: f"no answer from {target} within the time given",
     }
     return kind(texts.get(kind, f"{target} answered {code.name}: {details}"), code=code)
+
+
+def _whole_number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() else None
 
 
 def _kind_of(code: grpc.StatusCode) -> type[MatchflowError]:

@@ -70,7 +70,7 @@ class Durability(enum.StrEnum):
 class IngestResult:
     """What became of one item; `error` says why it failed, and is None otherwise. row_id is 0 for a failed one.
 
-    `durability` is None for a failed one, and where the server does not say.
+    `durability` is None for a failed one, and where the server does not say. generation: the one that took it.
     """
 
     item: IngestItem = field(repr=False)
@@ -79,6 +79,7 @@ class IngestResult:
     sequence: int = 0
     error: MatchflowError | None = None
     durability: Durability | None = None
+    generation: int = 0
 
     @property
     def image_id(self) -> str:
@@ -129,7 +130,7 @@ DURABILITIES = {
 }
 
 
-def ingest_request(gallery: str, item_id: int, item: IngestItem) -> ingest_pb2.IngestImagesRequest:
+def ingest_request(gallery: str, item_id: int, item: IngestItem, generation: int = 0) -> ingest_pb2.IngestImagesRequest:
     """Return the message for one item, its file read now; raises MatchflowError for an item that can't be sent."""
     try:
         request = ingest_pb2.IngestImagesRequest(
@@ -138,6 +139,7 @@ def ingest_request(gallery: str, item_id: int, item: IngestItem) -> ingest_pb2.I
             item_id=item_id,
             etag=item.etag,
             must_be_new=item.must_be_new,
+            generation=generation,
         )
         set_expiry(request, item.expire_time)
     except (TypeError, ValueError) as error:  # names that are no Unicode
@@ -161,10 +163,12 @@ class IngestLedger:
         *,
         max_items: int = MAX_ITEMS_IN_FLIGHT,
         max_bytes: int = MAX_BYTES_IN_FLIGHT,
+        generation: int = 0,
     ) -> None:
         if max_items < 1:
             raise ValueError(f"at least 1 item must be allowed in flight; got {max_items}")
         self.gallery = gallery
+        self.generation = generation
         self._max_items = max_items
         self._refill_at = max_items - max(1, int(max_items * REFILL_SHARE))
         self._full = False
@@ -218,6 +222,7 @@ class IngestLedger:
                 sequence=reply.sequence,
                 error=error,
                 durability=DURABILITIES.get(reply.durability),
+                generation=reply.generation,
             )
         )
 

@@ -79,7 +79,8 @@ class IngestStream:
 
     def _prepare(self, item: IngestItem) -> IngestImagesRequest | None:
         try:
-            return ingest_request(self._ledger.gallery, self._ledger.next_id(), item)
+            ledger = self._ledger
+            return ingest_request(ledger.gallery, ledger.next_id(), item, ledger.generation)
         except MatchflowError as error:
             with self._changed:
                 self._ledger.refused(item, error)

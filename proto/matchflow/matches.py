@@ -105,9 +105,13 @@ class Comparison(MatchScore):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation(Comparison):
-    """What a search said of a stored image, again, with as many flows as wanted."""
+    """What a search said of a stored image, again, with as many flows as wanted.
+
+    generation: the one that the image was taken from; 0 from a server that does not say.
+    """
 
     image: Image
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +195,8 @@ class SearchResult(Generic[HitT]):
     exact: it is proved that matching every image that passes the filter gives these hits, in this order.
     proved_below: images that were not matched because a bound already puts them below the last hit.
     rerank_settings: how it was scored; None from a server that does not say.
+    generation: the one that answered; given to `explain`, it tells the same evidence again, also after a switch.
+    store_unreachable: the store could not be reached, so the hits are what the server knew last, at `sequence`.
     """
 
     hits: tuple[HitT, ...]
@@ -203,6 +209,8 @@ class SearchResult(Generic[HitT]):
     exact: bool = False
     proved_below: int = 0
     rerank_settings: RerankSettings | None = None
+    generation: int = 0
+    store_unreachable: bool = False
 
     def __iter__(self) -> Iterator[HitT]:
         """Give the hits, best first."""

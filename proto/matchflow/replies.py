@@ -46,13 +46,14 @@ def gallery(message: gallery_pb2.Gallery) -> values.Gallery:
         id=message.name.removeprefix(values.GALLERIES),
         model=message.model.removeprefix(values.MODELS),
         bundle_digest=message.bundle_digest,
-        grid=_grid(message.grid),
+        grid=grid(message.grid),
         embedding_dim=message.embedding_dim,
         image_count=message.image_count,
         sequence=message.sequence,
-        create_time=_time(message.create_time),
+        create_time=time(message.create_time),
         keeps_thumbnails=not message.without_thumbnails,
         default_rerank=ranking.rerank_settings(message.default_rerank),
+        generation=message.generation,
     )
 
 
@@ -65,9 +66,10 @@ def image(message: gallery_pb2.Image) -> values.Image:
         content_hash=message.content_hash,
         width_px=message.width_px,
         height_px=message.height_px,
-        update_time=_time(message.update_time),
-        expire_time=_time(message.expire_time) if message.HasField("expire_time") else None,
+        update_time=time(message.update_time) if message.HasField("update_time") else None,
+        expire_time=time(message.expire_time) if message.HasField("expire_time") else None,
         etag=message.etag,
+        from_thumbnail=message.from_thumbnail,
     )
 
 
@@ -79,7 +81,7 @@ def model(message: model_pb2.Model) -> values.Model:
         bundle_digest=message.bundle_digest,
         input_height_px=message.input_height_px,
         input_width_px=message.input_width_px,
-        grid=_grid(message.grid),
+        grid=grid(message.grid),
         embedding_dim=message.embedding_dim,
         execution_provider=message.execution_provider,
     )
@@ -142,6 +144,8 @@ def search_result(message: search_pb2.SearchResponse, make_hit: Callable[[search
         exact=message.exact,
         proved_below=message.proved_below,
         rerank_settings=ranking.rerank_settings(message.rerank),
+        generation=message.generation,
+        store_unreachable=message.store_unreachable,
     )
 
 
@@ -152,7 +156,18 @@ def comparison(message: search_pb2.CompareResponse) -> Comparison:
 
 def explanation(message: search_pb2.ExplainResponse) -> Explanation:
     """Return an explained hit."""
-    return Explanation(**_score_fields(message.match), **_plan_fields(message), image=image(message.image))
+    fields = _score_fields(message.match) | _plan_fields(message)
+    return Explanation(**fields, image=image(message.image), generation=message.generation)
+
+
+def grid(message: types_pb2.CellGrid) -> values.CellGrid:
+    """Return the grid."""
+    return values.CellGrid(rows=message.rows, columns=message.columns)
+
+
+def time(message: Timestamp) -> dt.datetime:
+    """Return the time, in UTC."""
+    return message.ToDatetime(tzinfo=dt.UTC)
 
 
 def _score_fields(message: types_pb2.MatchScore) -> dict[str, Any]:
@@ -173,7 +188,7 @@ def _hit_fields(message: search_pb2.Hit) -> dict[str, Any]:
 
 def _plan_fields(message: search_pb2.CompareResponse | search_pb2.ExplainResponse) -> dict[str, Any]:
     return {
-        "grid": _grid(message.grid),
+        "grid": grid(message.grid),
         "query_weights": tuple(message.query_weights),
         "image_weights": tuple(message.image_weights),
         "query_cell_shares": tuple(message.query_cell_shares),
@@ -209,11 +224,3 @@ def _flow(message: types_pb2.Flow) -> Flow:
 
 def _box(message: types_pb2.Box) -> values.Box:
     return values.Box(left=message.left, top=message.top, right=message.right, bottom=message.bottom)
-
-
-def _grid(message: types_pb2.CellGrid) -> values.CellGrid:
-    return values.CellGrid(rows=message.rows, columns=message.columns)
-
-
-def _time(message: Timestamp) -> dt.datetime:
-    return message.ToDatetime(tzinfo=dt.UTC)

@@ -80,6 +80,7 @@ class Gallery:
     """A gallery, pinned to one bundle; `sequence` counts its changes.
 
     default_rerank: how its pairs are scored when a call names no mode; None from a server that does not say.
+    generation: the number of the active one, whose model, digest, grid and counts these are; 0 likewise.
     """
 
     id: str
@@ -92,6 +93,7 @@ class Gallery:
     create_time: datetime
     keeps_thumbnails: bool
     default_rerank: RerankSettings | None = None
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,8 @@ class Image:
     """A stored image. Width and height are upright, in pixels; 0 for one that came as features.
 
     expire_time: when it is gone of itself; None: it stays. etag: changes with whatever changes about the image.
+    from_thumbnail: its features were computed from the kept thumbnail; ingesting it again computes them anew.
+    content_hash and update_time are missing, "" and None, in an answer that says `store_unreachable`.
     """
 
     ref: ImageRef
@@ -107,9 +111,10 @@ class Image:
     content_hash: str
     width_px: int
     height_px: int
-    update_time: datetime
+    update_time: datetime | None
     expire_time: datetime | None = None
     etag: str = ""
+    from_thumbnail: bool = False
 
     @property
     def id(self) -> str:

@@ -16,6 +16,7 @@ from matchflow_cli import (
     explain_command,
     export_command,
     gallery_commands,
+    generation_commands,
     ingest_command,
     search_command,
     serve_command,
@@ -47,6 +48,7 @@ def application() -> typer.Typer:
     app.command("search")(search_command.search)
     app.command("explain")(explain_command.explain)
     app.add_typer(gallery_commands.application(), name="gallery")
+    app.add_typer(generation_commands.application(), name="generation")
     app.command("eval")(evaluate_command.evaluate)
     app.command("tune")(tune_command.tune)
     app.command("doctor")(doctor_command.doctor)

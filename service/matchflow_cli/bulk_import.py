@@ -39,13 +39,17 @@ class SampleItem(matchflow.IngestItem):
 
 
 class Import:
-    """Puts the samples of `source` into a gallery; `tally` hears what becomes of each."""
+    """Puts the samples of `source` into a gallery; `tally` hears what becomes of each.
 
-    def __init__(self, source: Source, gallery: str, journal: Journal, tally: Tally) -> None:
+    generation: into this one, which is not active and lacks images that the gallery holds; 0: into the gallery itself.
+    """
+
+    def __init__(self, source: Source, gallery: str, journal: Journal, tally: Tally, generation: int = 0) -> None:
         self._source = source
         self._gallery = gallery
         self._journal = journal
         self._tally = tally
+        self._generation = generation
         self._exhausted = False
         self._stopped = False
 
@@ -55,7 +59,12 @@ class Import:
         try:
             self._confirm(client)
             while not self._exhausted:
-                client.ingest(self._gallery, itertools.islice(items, SEGMENT_ITEMS), on_result=self._answered)
+                client.ingest(
+                    self._gallery,
+                    itertools.islice(items, SEGMENT_ITEMS),
+                    on_result=self._answered,
+                    generation=self._generation,
+                )
         except matchflow.MatchflowError as error:
             error.acknowledged = self._tally.stored
             raise
@@ -67,10 +76,10 @@ class Import:
         entries = len(self._journal)
         if not entries:
             return
-        if entries < image_count * LIST_AT_SHARE:
-            self._journal.confirm(self._look_up(client))
-        else:
-            self._journal.confirm(client.list_images(self._gallery))
+        images = self._look_up(client) if entries < image_count * LIST_AT_SHARE else client.list_images(self._gallery)
+        self._journal.confirm(images, self._generation)
+        if self._generation:
+            self._journal.retract(client.missing_images(self._gallery, self._generation))
 
     def _look_up(self, client: matchflow.Client) -> Iterator[matchflow.Image]:
         for image_id in self._journal.ids():
@@ -106,16 +115,19 @@ class Import:
             raise RejectedError(Reason.DUPLICATE_ID, f"{taken} has this id already")
         held, fingerprint = self._journal.held(sample.image_id), sample.content.fingerprint()
         untouched = held and fingerprint and fingerprint == held.fingerprint
-        if held and untouched and stamp_of(held.content, sample.labels) == held.stamp:
+        if held and untouched and self._stamp(held.content, sample) == held.stamp:
             return None
         data = sample.content.read()
         content = hashlib.sha256(data).digest()
-        entry = Entry(fingerprint=fingerprint, content=content, stamp=stamp_of(content, sample.labels))
+        entry = Entry(fingerprint=fingerprint, content=content, stamp=self._stamp(content, sample))
         if held and held.stamp == entry.stamp:
             self._journal.record(sample.image_id, entry)
             return None
         labels = cast("Any", sample.labels)
         return SampleItem(id=sample.image_id, image=data, labels=labels, sample=sample, entry=entry)
+
+    def _stamp(self, content: bytes, sample: Sample) -> bytes:
+        return stamp_of(content, sample.labels, self._generation)
 
     def _answered(self, result: matchflow.IngestResult) -> None:
         item = cast("SampleItem", result.item)

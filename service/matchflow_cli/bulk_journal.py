@@ -11,6 +11,10 @@ An entry is (id, fingerprint of the source, SHA-256 of the bytes, digest of byte
 differs, the image is read and compared, and still not sent if it is the same. Entries are written only for what was
 acknowledged; one that is lost costs sending its image once more, which the server answers without embedding it.
 Deleting a journal is always safe.
+
+What is sent for a generation that is not the active one has entries of its own: digests that no entry of the gallery
+has, and a file of its own unless one is named. Labels are left out of them, as such a generation has the gallery's.
+They count for what the gallery holds with these bytes, less what the server says that the generation lacks.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from matchflow_cli.bulk_labels import Labels, labels_digest
 from matchflow_cli.failures import CommandError
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 
     import matchflow
 
+ValueT = TypeVar("ValueT")
 # "mfij": tells a journal from any other SQLite file.
 APPLICATION_ID = 0x6D66696A
 VERSION = 1
@@ -58,15 +63,21 @@ class Entry:
     stamp: bytes
 
 
-def stamp_of(content: bytes, labels: Labels) -> bytes:
-    """Return a digest of an image's bytes, given by their SHA-256, and its labels."""
-    return hashlib.sha256(content + labels_digest(labels)).digest()[:16]
+def stamp_of(content: bytes, labels: Labels, generation: int = 0) -> bytes:
+    """Return a digest of an image's bytes, given by their SHA-256, and its labels; or of bytes and `generation`."""
+    beside = f"generation {generation}".encode() if generation else labels_digest(labels)
+    return hashlib.sha256(content + beside).digest()[:16]
 
 
-def default_path(sources: Sequence[str], server: str, gallery: str) -> Path:
-    """Return where the journal of these sources, server and gallery is kept unless one is named."""
+def default_path(sources: Sequence[str], server: str, gallery: str, generation: int = 0) -> Path:
+    """Return where the journal of these sources, server, gallery and generation is kept unless one is named.
+
+    generation: one that is not active; 0: what goes into the gallery itself.
+    """
     home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    said = "\0".join([server, gallery, *(str(Path(source).absolute()) for source in sources)])
+    # No id of a gallery has a '/'.
+    whole = f"{gallery}/{generation}" if generation else gallery
+    said = "\0".join([server, whole, *(str(Path(source).absolute()) for source in sources)])
     name = hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return home / "matchflow" / "imports" / f"{name}.journal"
 
@@ -116,12 +127,23 @@ class Journal:
             yield from (row[0] for row in page)
             after = page[-1][0]
 
-    def confirm(self, images: Iterable[matchflow.Image]) -> None:
-        """Let the entries count whose images the gallery holds with the same bytes and labels."""
+    def confirm(self, images: Iterable[matchflow.Image], generation: int = 0) -> None:
+        """Let the entries count whose images the gallery holds with the same bytes and labels.
+
+        generation: let entries of this one count, by bytes alone; `retract` then what it lacks.
+        """
         for page in _pages(images, PAGE):
-            rows = [(self._run, image.id, stamp_of(bytes.fromhex(image.content_hash), image.labels)) for image in page]
+            stamps = [stamp_of(bytes.fromhex(image.content_hash), image.labels, generation) for image in page]
+            rows = [(self._run, image.id, stamp) for image, stamp in zip(page, stamps, strict=True)]
             with self._lock, self._explained():
                 self._connection.executemany("UPDATE images SET held=? WHERE id=? AND stamp=?", rows)
+                self._commit_sometimes()
+
+    def retract(self, image_ids: Iterable[str]) -> None:
+        """Let the entries of these images no longer count in this run."""
+        for page in _pages(image_ids, PAGE):
+            with self._lock, self._explained():
+                self._connection.executemany("UPDATE images SET held=NULL WHERE id=?", [(each,) for each in page])
                 self._commit_sometimes()
 
     def claim(self, image_id: str, place: str) -> str | None:
@@ -188,7 +210,7 @@ class Journal:
             ) from error
 
 
-def _pages(images: Iterable[matchflow.Image], size: int) -> Iterator[list[matchflow.Image]]:
-    remaining = iter(images)
+def _pages(values: Iterable[ValueT], size: int) -> Iterator[list[ValueT]]:
+    remaining = iter(values)
     while page := list(itertools.islice(remaining, size)):
         yield page

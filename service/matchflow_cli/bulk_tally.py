@@ -25,13 +25,17 @@ COLUMNS = ("place", "id", "reason", "message")
 
 
 class Tally:
-    """Counts samples, from any thread; writes every rejection to `rejected` at once, and keeps the first to show."""
+    """Counts samples, from any thread; writes every rejection to `rejected` at once, and keeps the first to show.
 
-    def __init__(self, extent: int, rejected: Path | None) -> None:
+    generation: the one that the samples go into, where that is not the active one.
+    """
+
+    def __init__(self, extent: int, rejected: Path | None, *, generation: int = 0) -> None:
         self._lock = threading.Lock()
         self._start_s = time.perf_counter()
         self._outcomes: Counter[IngestOutcome] = Counter()
         self._skipped = 0
+        self._generation = generation
         self._reasons: Counter[str] = Counter()
         self._first: list[Rejection] = []
         self._position = 0
@@ -99,7 +103,12 @@ class Tally:
             f"{counts[IngestOutcome.UNCHANGED] + self._skipped:,} unchanged, {self.rejected:,} rejected"
         )
         if self._skipped:
-            out.print(f"{counted(self._skipped, 'image')} not sent again: the gallery holds the same bytes and labels")
+            has = (
+                f"generation {self._generation} has the same bytes"
+                if self._generation
+                else "the gallery holds the same bytes and labels"
+            )
+            out.print(f"{counted(self._skipped, 'image')} not sent again: {has}")
         if self._first:
             self._list(out)
 

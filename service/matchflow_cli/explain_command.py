@@ -12,6 +12,7 @@ from matchflow_cli.failures import CommandError
 from matchflow_cli.options import (
     DEFAULT_SERVER,
     GalleryOption,
+    GenerationOption,
     JsonOption,
     ServerOption,
     TimeoutOption,
@@ -45,6 +46,7 @@ def explain(
     epsilon: EpsilonOption = None,
     tolerance: ToleranceOption = None,
     max_iterations: IterationsOption = None,
+    generation: GenerationOption = None,
     flows: Annotated[int, typer.Option(min=0, help="Flows to list; all are checked.")] = 12,
     overlay: Annotated[Path | None, typer.Option(help="File for the picture of both, parts joined (PNG).")] = None,
     json: JsonOption = False,
@@ -66,13 +68,15 @@ def explain(
         max_iterations=max_iterations,
     )
     with matchflow.Client(server, timeout_s=timeout) as client:
-        explanation = client.explain(query, stored, mode=mode, tuning=tuning)
+        explanation = client.explain(query, stored, mode=mode, tuning=tuning, generation=generation or 0)
         if json:
             typer.echo(as_json(explanation))
         else:
             report(console(), explanation, flows)
         if overlay is not None:
-            overlay.write_bytes(client.render_match(query, stored, mode=mode, tuning=tuning))
+            # Of the same generation, even if the gallery was switched to another meanwhile.
+            drawn = explanation.generation or generation or 0
+            overlay.write_bytes(client.render_match(query, stored, mode=mode, tuning=tuning, generation=drawn))
             if not json:
                 console().print(f"overlay {text(overlay)}")
     if not explanation.verify():
@@ -91,6 +95,8 @@ def report(out: Console, explanation: matchflow.Explanation, count: int) -> None
         f"coarse {score(explanation.coarse_score)}"
     )
     out.print(f"scored by    {in_words(explanation.rerank_settings)}")
+    if explanation.generation:
+        out.print(f"generation   {explanation.generation}")
     out.print(f"certificate  {_certificate(explanation.certificate)}")
     listed = explanation.flows[:count]
     if listed:

@@ -79,6 +79,7 @@ def show(
         "bundle": found.bundle_digest,
         "cells": f"{found.grid.rows} x {found.grid.columns} of {found.embedding_dim}",
         "images": f"{found.image_count:,}",
+        "generation": f"{found.generation}" if found.generation else "the server does not say",
         "changes": f"{found.sequence:,}",
         "created": f"{found.create_time:%Y-%m-%d %H:%M:%S} UTC",
         "scored by": in_words(found.default_rerank),
@@ -89,7 +90,8 @@ def show(
         listed = table("image", "labels", "size", "updated", right=("size",))
         for image in first:
             size = f"{image.width_px} x {image.height_px}" if image.width_px else "features"
-            listed.add_row(text(image.id), labels(image.labels), size, f"{image.update_time:%Y-%m-%d %H:%M}")
+            updated = f"{image.update_time:%Y-%m-%d %H:%M}" if image.update_time else "-"
+            listed.add_row(text(image.id), labels(image.labels), size, updated)
         out.print(listed)
 
 

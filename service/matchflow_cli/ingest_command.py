@@ -35,6 +35,15 @@ def ingest(
     create: Annotated[bool, typer.Option("--create", help="Make the gallery unless it is there.")] = False,
     model: Annotated[str, typer.Option(help="Model of a new gallery. Default: the server's.")] = "",
     thumbnails: Annotated[bool, typer.Option(help="Whether a new gallery keeps pictures for overlays.")] = True,
+    generation: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Compute the images for this generation, which lacks them; the gallery must hold the same bytes, and "
+            "keeps its labels. Default: they go into the gallery.",
+            show_default=False,
+        ),
+    ] = None,
     label_from_folders: Annotated[
         str,
         typer.Option(
@@ -71,7 +80,7 @@ def ingest(
     journal: Annotated[
         Path | None,
         typer.Option(
-            help="File that remembers what is done. Default: one per source, server and gallery, in "
+            help="File that remembers what is done. Default: one per source, server, gallery and generation, in "
             "$XDG_STATE_HOME/matchflow/imports."
         ),
     ] = None,
@@ -105,10 +114,12 @@ def ingest(
         if create:
             with contextlib.suppress(matchflow.GalleryExistsError):
                 client.create_gallery(gallery, model=model, thumbnails=thumbnails)
-        with _journal(journal, default_path(source, server, gallery)) as kept:
-            tally = Tally(extent, rejected)
+        # What goes into the active one goes into the gallery itself.
+        other = generation if generation and generation != client.get_gallery(gallery).generation else 0
+        with _journal(journal, default_path(source, server, gallery, other)) as kept:
+            tally = Tally(extent, rejected, generation=other)
             with _reported(tally, kept), tally:
-                Import(opened, gallery, kept, tally).run(client)
+                Import(opened, gallery, kept, tally, other).run(client)
     if not tally.total:
         raise CommandError(f"there are no images in {' '.join(source)}; name a source with some", exit_code=MISUSE)
     if tally.rejected:

@@ -18,6 +18,10 @@ ServerOption = Annotated[
 ]
 GalleryOption = Annotated[str, typer.Option("--gallery", "-g", help="The gallery.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")]
+GenerationOption = Annotated[
+    int | None,
+    typer.Option("--generation", min=1, help="Generation to ask. Default: the active one.", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 DEFAULT_SERVER = "localhost:50051"

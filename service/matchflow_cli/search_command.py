@@ -12,12 +12,25 @@ from matchflow_cli.conditions import parse_where
 from matchflow_cli.options import (
     DEFAULT_SERVER,
     GalleryOption,
+    GenerationOption,
     JsonOption,
     ServerOption,
     TimeoutOption,
     query_of,
 )
-from matchflow_cli.output import WIDE, as_json, console, counted, labels, parts, printable, score, table, text
+from matchflow_cli.output import (
+    WIDE,
+    as_json,
+    console,
+    counted,
+    labels,
+    parts,
+    printable,
+    progress_console,
+    score,
+    table,
+    text,
+)
 from matchflow_cli.scoring import (
     DepthOption,
     EpsilonOption,
@@ -68,6 +81,7 @@ def search(
         int | None, typer.Option(help="Hits for each value of --group-by. Default: 1.", show_default=False)
     ] = None,
     min_score: Annotated[float | None, typer.Option(help="Final score that hits have at least.")] = None,
+    generation: GenerationOption = None,
     overlays: Annotated[Path | None, typer.Option(help="Folder for pictures of query and hit, parts joined.")] = None,
     json: JsonOption = False,
     timeout: TimeoutOption = 30.0,
@@ -104,7 +118,14 @@ def search(
             group_limit=group_limit,
             min_score=min_score,
             exhaustive=exhaustive,
+            generation=generation or 0,
         )
+        if result.store_unreachable:
+            progress_console().print(
+                "the server can't reach its store: these hits are what it knew last, as of change "
+                f"{result.sequence:,}; images may have changed since",
+                soft_wrap=True,
+            )
         if json:
             typer.echo(as_json(result))
         else:
@@ -122,6 +143,7 @@ def report(out: Console, result: matchflow.SearchResult[matchflow.Hit], *, exhau
         f"server {timings.total_ms:.1f} ms: decode {timings.decode_ms:.1f}, encode {timings.encode_ms:.1f}, "
         f"coarse {timings.coarse_ms:.1f}, gather {timings.gather_ms:.1f}, match {timings.match_ms:.1f}, "
         f"explain {timings.explain_ms:.1f}; re-ranking {state} ({result.depth_done:,} matched)"
+        + (f"; generation {result.generation}" if result.generation else "")
     )
     out.print(f"scored by {in_words(result.rerank_settings)}")
     if result.exact:

@@ -86,6 +86,41 @@ def test_more_images_than_fit_a_page_are_confirmed_and_named(path: Path) -> None
         assert all(journal.held(image_id) for image_id in ids)
 
 
+def test_entries_of_the_gallery_and_of_a_generation_never_stand_for_each_other(path: Path) -> None:
+    of_generation = Entry(fingerprint=b"f" * 16, content=CONTENT, stamp=stamp_of(CONTENT, {}, 2))
+    with Journal(path) as journal:
+        journal.record("cat", entry())
+        journal.record("dog", of_generation)
+    for generation, held in ((0, "cat"), (2, "dog"), (3, None)):
+        with Journal(path) as journal:
+            journal.confirm([stored("cat"), stored("dog")], generation)
+            assert [each for each in ("cat", "dog") if journal.held(each)] == ([held] if held else [])
+
+
+def test_labels_do_not_count_for_a_generation_and_bytes_do(path: Path) -> None:
+    of_generation = Entry(fingerprint=None, content=CONTENT, stamp=stamp_of(CONTENT, {"a": "b"}, 2))
+    with Journal(path) as journal:
+        journal.record("cat", of_generation)
+        journal.record("dog", of_generation)
+    with Journal(path) as journal:
+        other = stored("dog", content=hashlib.sha256(b"other").digest())
+        journal.confirm([stored("cat", {"c": "d"}), other], 2)
+        assert journal.held("cat") == of_generation
+        assert journal.held("dog") is None
+
+
+def test_what_is_retracted_does_not_count_until_it_is_recorded_again(path: Path) -> None:
+    ids = [f"image-{i:05}" for i in range(1_500)]
+    with Journal(path) as journal:
+        for image_id in ids:
+            journal.record(image_id, entry())
+        journal.retract(["nobody", *ids[1:]])
+        assert [image_id for image_id in ids if journal.held(image_id)] == ids[:1]
+        assert len(journal) == 1_500
+        journal.record(ids[7], entry())
+        assert journal.held(ids[7]) == entry()
+
+
 def test_an_id_is_claimed_once_per_run(path: Path) -> None:
     for _ in range(2):
         with Journal(path) as journal:
@@ -210,8 +245,10 @@ def test_the_default_path_tells_sources_servers_and_galleries_apart(
         default_path(["photos"], "host:2", "demo"),
         default_path(["photos"], "host:1", "second"),
         default_path(["photos", "other"], "host:1", "demo"),
+        default_path(["photos"], "host:1", "demo", 1),
+        default_path(["photos"], "host:1", "demo", 2),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 7
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_path(["photos"], "host:1", "demo").is_relative_to(tmp_path / "home" / ".local" / "state")

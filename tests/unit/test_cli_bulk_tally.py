@@ -54,6 +54,12 @@ def test_what_was_not_sent_is_unchanged_and_said(tmp_path: Path) -> None:
     assert "1 image not sent again" in text
 
 
+def test_what_a_generation_has_is_said_of_the_generation(tmp_path: Path) -> None:
+    with Tally(1, None, generation=2) as tally:
+        tally.skip(sample(tmp_path))
+    assert "1 image not sent again: generation 2 has the same bytes" in reported(tally)
+
+
 def test_rejections_are_listed_with_their_reasons() -> None:
     with Tally(2, None) as tally:
         tally.reject(rejection(0))

@@ -11,7 +11,7 @@ import pytest
 from matchflow_cli import main
 from matchflow_cli.application import run
 
-COMMANDS = ("export", "serve", "ingest", "search", "explain", "gallery", "eval", "tune", "doctor")
+COMMANDS = ("export", "serve", "ingest", "search", "explain", "gallery", "generation", "eval", "tune", "doctor")
 HEAVY = ("faiss", "lmdb", "matchflow_exporter", "numba", "numpy", "onnx", "onnxruntime", "PIL", "torch")
 LOOK = f"""
 import sys
@@ -22,7 +22,8 @@ print("loaded:", *[name for name in {HEAVY!r} if name in sys.modules])
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("export",), ("serve",), ("ingest",), ("search",), ("eval",), ("tune",), ("doctor",)]
+    "command",
+    [(), ("export",), ("serve",), ("ingest",), ("search",), ("generation",), ("eval",), ("tune",), ("doctor",)],
 )
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     process = subprocess.run(

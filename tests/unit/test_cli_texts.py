@@ -285,7 +285,12 @@ def test_a_search_says_how_it_was_scored() -> None:
     assert any(line.startswith("scored by position_aware, self-correlation weights") for line in searched(180))
 
 
-def explained(width: int, *, penalty: float = 0.0, gap: float | None = None) -> str:
+def test_a_search_says_which_generation_answered_where_the_server_says() -> None:
+    assert any(line.endswith("(1 matched); generation 2") for line in searched(180, generation=2))
+    assert not any("generation" in line for line in searched(180))
+
+
+def explained(width: int, *, penalty: float = 0.0, gap: float | None = None, generation: int = 0) -> str:
     flow = matchflow.Flow(
         query_cell=0,
         image_cell=5,
@@ -317,6 +322,7 @@ def explained(width: int, *, penalty: float = 0.0, gap: float | None = None) -> 
         bundle_digest="",
         image=answer().hits[0].image,
         rerank_settings=settings(matchflow.RerankMode.PARTIAL),
+        generation=generation,
     )
     sink = StringIO()
     explain_command.report(Console(file=sink, width=width), explanation, 12)
@@ -338,6 +344,11 @@ def test_an_explanation_says_how_it_was_scored_and_what_the_solver_proves() -> N
     assert "scored by    partial, self-correlation weights" in explained(180)
     assert "duality gap" not in explained(180)
     assert "converged after 9 iterations, marginal error 0.0e+00, duality gap 1.0e-12" in explained(180, gap=1e-12)
+
+
+def test_an_explanation_says_of_which_generation_it_is_where_the_server_says() -> None:
+    assert "generation   2\n" in explained(180, generation=2)
+    assert "generation" not in explained(180)
 
 
 def test_a_wide_window_has_one_line_per_hit() -> None:

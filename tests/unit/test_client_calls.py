@@ -56,6 +56,7 @@ def gallery_message(gallery: str = "demo") -> gallery_pb2.Gallery:
         image_count=3,
         sequence=9,
         without_thumbnails=True,
+        generation=2,
     )
     message.create_time.FromSeconds(1_700_000_000)
     return message
@@ -77,6 +78,7 @@ def test_a_gallery_is_created_as_asked(client: Any, counterpart: Counterpart) ->
         sequence=9,
         create_time=dt.datetime(2023, 11, 14, 22, 13, 20, tzinfo=dt.UTC),
         keeps_thumbnails=False,
+        generation=2,
     )
 
 
@@ -193,6 +195,13 @@ def test_an_image_is_returned_with_its_labels(client: Any, counterpart: Counterp
         height_px=480,
         update_time=dt.datetime(2023, 11, 14, 22, 13, 20, tzinfo=dt.UTC),
     )
+
+
+def test_an_image_says_when_its_features_are_those_of_its_thumbnail(client: Any, counterpart: Counterpart) -> None:
+    message = stored_image("cat")
+    message.from_thumbnail = True
+    counterpart.answers["GetImage"] = lambda _: message
+    assert client.get_image(CAT).from_thumbnail
 
 
 def test_labels_are_replaced_under_a_mask(client: Any, counterpart: Counterpart) -> None:
@@ -312,6 +321,7 @@ def test_a_search_sends_every_option(client: Any, counterpart: Counterpart, tmp_
         include_query_image=True,
         exhaustive=True,
         at_least_sequence=17,
+        generation=3,
     )
     condition = search_pb2.LabelCondition
     assert counterpart.requests == [
@@ -347,6 +357,7 @@ def test_a_search_sends_every_option(client: Any, counterpart: Counterpart, tmp_
             group_by="subject",
             group_limit=2,
             at_least_sequence=17,
+            generation=3,
         )
     ]
 
@@ -360,6 +371,7 @@ def test_a_plain_search_leaves_the_tuning_to_the_server(client: Any, counterpart
     assert not request.HasField("group_limit")
     assert request.filter == search_pb2.Filter()
     assert request.query.image == CAT.name
+    assert request.generation == 0
 
 
 def test_a_search_returns_typed_hits(client: Any, counterpart: Counterpart) -> None:
@@ -390,6 +402,24 @@ def test_a_search_says_what_is_proved_and_how_it_was_scored(client: Any, counter
     counterpart.answers["Search"] = lambda _: search_pb2.SearchResponse()
     older = client.search(CAT, gallery="demo")
     assert (older.exact, older.proved_below, older.rerank_settings) == (False, 0, None)
+
+
+def test_a_search_says_which_generation_answered(client: Any, counterpart: Counterpart) -> None:
+    counterpart.answers["Search"] = lambda _: search_pb2.SearchResponse(generation=2)
+    result = client.search(CAT, gallery="demo")
+    assert (result.generation, result.store_unreachable) == (2, False)
+
+
+def test_an_answer_without_the_store_says_so_and_what_it_does_not_know(client: Any, counterpart: Counterpart) -> None:
+    image = gallery_pb2.Image(name=CAT.name, row_id=41)
+    counterpart.answers["Search"] = lambda _: search_pb2.SearchResponse(
+        hits=[search_pb2.Hit(image=image, match=match_score())], sequence=17, store_unreachable=True
+    )
+    result = client.search(b"jpeg", gallery="demo")
+    assert (result.store_unreachable, result.sequence) == (True, 17)
+    (hit,) = result
+    assert (hit.image.content_hash, hit.image.update_time) == ("", None)
+    assert hit.verify()
 
 
 def test_an_exact_solver_proves_how_far_off_it_can_be(client: Any, counterpart: Counterpart) -> None:
@@ -474,6 +504,25 @@ def test_a_hit_draws_itself_as_it_was_scored_even_by_a_default_that_changed(
     assert counterpart.requests[1].rerank == DEFAULT
 
 
+@pytest.mark.parametrize("case", [(0, 2, 2), (3, 3, 3), (3, 0, 3), (0, 0, 0)], ids=str)
+def test_a_hit_draws_itself_from_the_generation_that_it_was_found_in(
+    client: Any, counterpart: Counterpart, tmp_path: Path, case: tuple[int, int, int]
+) -> None:
+    asked, answered, drawn = case
+
+    def answer(request: search_pb2.SearchRequest) -> search_pb2.SearchResponse:
+        reply = search_reply(request)
+        reply.generation = answered
+        return reply
+
+    counterpart.answers["Search"] = answer
+    counterpart.answers["RenderMatch"] = lambda _: search_pb2.RenderMatchResponse(png=b"\x89PNG drawn")
+    saved = client.search(b"jpeg", gallery="demo", generation=asked).hits[0].save_overlay(tmp_path / "why.png")
+    if isinstance(client, AsyncClientInDisguise):
+        client.wait(saved)
+    assert counterpart.requests[1].generation == drawn
+
+
 def test_a_comparison_has_the_plan_and_its_weights(client: Any, counterpart: Counterpart) -> None:
     counterpart.answers["Compare"] = lambda _: search_pb2.CompareResponse(
         match=match_score(),
@@ -484,11 +533,11 @@ def test_a_comparison_has_the_plan_and_its_weights(client: Any, counterpart: Cou
         image_cell_shares=[0.375, 0.0],
         bundle_digest="d1",
     )
-    pair = client.compare(b"a", CAT, mode=matchflow.RerankMode.SAME_CELL, max_flows=4, model="lite0")
+    pair = client.compare(b"a", CAT, mode=matchflow.RerankMode.SAME_CELL, max_flows=4, model="lite0", generation=2)
     (request,) = counterpart.requests
     assert request.query.image_bytes == b"a"
     assert request.image.image == CAT.name
-    assert (request.max_flows, request.model) == (4, "models/lite0")
+    assert (request.max_flows, request.model, request.generation) == (4, "models/lite0", 2)
     assert request.rerank.mode == search_pb2.RERANK_MODE_SAME_CELL
     assert pair.grid == matchflow.CellGrid(rows=2, columns=1)
     assert (pair.query_weights, pair.image_weights) == ((0.25, 0.75), (0.5, 0.5))
@@ -508,11 +557,20 @@ def test_an_explanation_asks_for_every_flow_unless_told_otherwise(client: Any, c
     assert not counterpart.requests[0].HasField("max_flows")
 
 
+def test_an_explanation_is_of_the_generation_that_was_asked_for(client: Any, counterpart: Counterpart) -> None:
+    counterpart.answers["Explain"] = lambda request: search_pb2.ExplainResponse(
+        image=stored_image("cat"), match=match_score(), generation=request.generation or 1
+    )
+    assert client.explain(b"a", CAT).generation == 1
+    assert client.explain(b"a", CAT, generation=2).generation == 2
+    assert [request.generation for request in counterpart.requests] == [0, 2]
+
+
 def test_a_rendered_match_is_a_picture_of_the_size_asked_for(client: Any, counterpart: Counterpart) -> None:
     counterpart.answers["RenderMatch"] = lambda _: search_pb2.RenderMatchResponse(png=b"png")
-    assert client.render_match(b"a", CAT, max_flows=4, height_px=512) == b"png"
+    assert client.render_match(b"a", CAT, max_flows=4, height_px=512, generation=2) == b"png"
     (request,) = counterpart.requests
-    assert (request.max_flows, request.height_px) == (4, 512)
+    assert (request.max_flows, request.height_px, request.generation) == (4, 512, 2)
 
 
 def embed_reply(request: model_pb2.EmbedImagesRequest) -> model_pb2.EmbedImagesResponse:

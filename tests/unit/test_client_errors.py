@@ -32,8 +32,34 @@ def test_a_status_becomes_the_exception_of_its_reason(reason: str) -> None:
 
 
 def test_everything_missing_is_a_not_found_error() -> None:
-    for error in (errors.GalleryNotFoundError, errors.ImageNotFoundError, errors.ModelNotFoundError):
+    missing = {error for reason, error in errors.BY_REASON.items() if reason.endswith("_NOT_FOUND")}
+    assert len(missing) == 4
+    for error in missing:
         assert issubclass(error, errors.NotFoundError)
+
+
+def test_a_generation_that_is_not_ready_says_what_it_lacks() -> None:
+    lacking = {"missing_count": "12", "pending_changes": "0"}
+    error = errors.from_status(failure("GENERATION_NOT_READY", code_pb2.FAILED_PRECONDITION, "lacks images", **lacking))
+    assert isinstance(error, errors.GenerationNotReadyError)
+    assert (error.missing_count, error.pending_changes) == (12, 0)
+
+
+@pytest.mark.parametrize("odd", [{}, {"missing_count": "", "pending_changes": "many"}, {"missing_count": "-1"}])
+def test_what_a_generation_lacks_need_not_be_said(odd: dict[str, str]) -> None:
+    error = errors.from_status(failure("GENERATION_NOT_READY", code_pb2.FAILED_PRECONDITION, "lacks images", **odd))
+    assert isinstance(error, errors.GenerationNotReadyError)
+    assert error.missing_count is None
+    assert error.pending_changes is None
+
+
+def test_other_content_is_named_by_both_hashes() -> None:
+    hashes = {"expected_hash": "ab" * 32, "actual_hash": "cd" * 32}
+    error = errors.from_status(failure("CONTENT_DIFFERS", code_pb2.FAILED_PRECONDITION, "other content", **hashes))
+    assert isinstance(error, errors.ContentDiffersError)
+    assert (error.expected_hash, error.actual_hash) == ("ab" * 32, "cd" * 32)
+    bare = errors.ContentDiffersError("other content")
+    assert (bare.expected_hash, bare.actual_hash) == ("", "")
 
 
 def test_an_invalid_field_is_named() -> None:

@@ -143,6 +143,43 @@ def test_an_item_says_when_it_goes_and_on_what_condition_it_is_put() -> None:
     assert ingest_request("demo", 3, IngestItem(id="cat", image=b"x")).WhichOneof("expiration") is None
 
 
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_every_item_of_a_stream_names_its_generation_and_every_result_that_which_took_it(kind: str) -> None:
+    sent: list[int] = []
+
+    def answer(requests: Requests, _: grpc.ServicerContext) -> Responses:
+        for request in requests:
+            sent.append(request.generation)
+            reply = stored(request)
+            reply.generation = request.generation or 1
+            yield reply
+
+    taken: list[int] = []
+    with running(Counterpart(ingest=answer)) as counterpart, CLIENTS[kind](counterpart.target) as client:
+        for generation in (0, 2):
+            client.ingest(
+                "demo", [item("a"), item("b")], generation=generation, on_result=lambda r: taken.append(r.generation)
+            )
+    assert sent == [0, 0, 2, 2]
+    assert taken == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_other_content_for_a_generation_is_a_failure_and_stops_nothing(kind: str) -> None:
+    differs = failure("CONTENT_DIFFERS", code_pb2.FAILED_PRECONDITION, "other content", expected_hash="ab")
+
+    def answer(requests: Requests, _: grpc.ServicerContext) -> Responses:
+        for request in requests:
+            other = request.image_bytes == b"other"
+            yield IngestImagesResponse(item_id=request.item_id, status=differs) if other else stored(request)
+
+    with running(Counterpart(ingest=answer)) as counterpart, CLIENTS[kind](counterpart.target) as client:
+        summary = client.ingest("demo", [item("a", b"other"), item("b")], generation=2)
+    (failed,) = summary.failures
+    assert isinstance(failed.error, errors.ContentDiffersError)
+    assert (failed.image_id, failed.error.expected_hash, summary.created) == ("a", "ab", 1)
+
+
 def test_an_end_without_a_zone_is_refused_by_name() -> None:
     when = dt.datetime(2027, 1, 1)  # noqa: DTZ001 - the point
     with pytest.raises(errors.InvalidFieldError, match="expire_time: expected a time with its zone") as refused:
@@ -257,6 +294,7 @@ def fails_after(count: int, status: Any) -> Callable[[Requests, grpc.ServicerCon
     [
         ("GALLERY_NOT_FOUND", code_pb2.NOT_FOUND, errors.GalleryNotFoundError),
         ("SHUTTING_DOWN", code_pb2.UNAVAILABLE, errors.ShuttingDownError),
+        ("GENERATION_NOT_FOUND", code_pb2.NOT_FOUND, errors.GenerationNotFoundError),
     ],
 )
 def test_a_stream_that_the_server_ends_says_why_and_how_far_it_came(
