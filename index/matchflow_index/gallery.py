@@ -16,21 +16,17 @@ import numpy as np
 from matchflow_index.checks import check_features, check_image, check_labels
 from matchflow_index.errors import (
     BundleMismatchError,
-    CacheDamagedError,
-    GalleryNotFoundError,
+    GenerationMovedError,
     ImageNotFoundError,
-    SequenceNotReachedError,
-    StoreUnavailableError,
 )
 from matchflow_index.evaluation import LabelledImages
-from matchflow_index.filling import catch_up
 from matchflow_index.ivf_index import IvfIndex
 from matchflow_index.labels import as_text
+from matchflow_index.live_shelf import LiveShelf
 from matchflow_index.match_defaults import MatchDefaults
 from matchflow_index.records import KnownImage, Unchanged
 from matchflow_index.search import search
 from matchflow_index.sight import Sight
-from matchflow_index.upkeep import compacted, make_lists, wants_compaction
 from matchflow_index.writing import Writing
 
 if TYPE_CHECKING:
@@ -42,7 +38,7 @@ if TYPE_CHECKING:
     from matchflow_index.queries import SearchQuery
     from matchflow_index.records import GallerySpec, ImageRecord, NewImage, PutResult
     from matchflow_index.shelf import Shelf, Update
-    from matchflow_index.truth import Durability, Snapshot, StoredGallery, Transaction, Truth
+    from matchflow_index.truth import Durability, StoredGallery, Transaction, Truth
     from matchflow_matching.features import Features
 
 logger = logging.getLogger(__name__)
@@ -51,27 +47,23 @@ Result = TypeVar("Result")
 
 # How often a search is done again whose hits were changed under it, in a truth that is shared.
 MOST_LOOKS = 5
-# Seconds that a search waits for changes that are durable already to be shown.
-SETTLE_S = 0.25
-# The caches are saved after so many changes, or this share of all images.
-SAVE_CHANGES, SAVE_SHARE = 10_000, 0.05
 
 
 class Gallery:
-    """A gallery of an open store. All methods may be called from any thread."""
+    """A generation of a gallery of an open store. All methods may be called from any thread.
+
+    What writes raises GenerationMovedError, and writes nothing, where it isn't the active generation any more.
+    """
 
     def __init__(self, stored: StoredGallery, truth: Truth, caches: GalleryCaches) -> None:
         """Load the gallery; see GalleryStore.gallery."""
         self._stored = stored
         self._truth = truth
-        self._caches = caches
-        self._writer = threading.Lock()
         self._match_defaults: MatchDefaults | None = None
         self._setting_defaults = threading.Lock()
-        self._moved = threading.Condition()
         self._latest_s = 0.0
         with truth.read(stored) as snapshot:
-            self._shelf = caches.open_shelf(snapshot)
+            self._live = LiveShelf(stored, truth, caches, snapshot)
             # Who may not write to the caches can't follow what others change, and shows one moment for good.
             self._kept = {record.image_id: record for record in snapshot.records()} if caches.read_only else None
 
@@ -93,14 +85,16 @@ class Gallery:
     @property
     def count(self) -> int:
         """The number of images."""
-        with self._shelf.lock.reading():
-            return self._shelf.count
+        return self._live.count
 
     @property
     def sequence(self) -> int:
-        """The last change that searches see; 0 for none."""
-        with self._shelf.lock.reading():
-            return self._shelf.sequence
+        """The last change that searches see; that before the first one for none."""
+        return self._live.sequence
+
+    @property
+    def _shelf(self) -> Shelf:
+        return self._live.shelf
 
     @property
     def recall(self) -> float:
@@ -115,10 +109,7 @@ class Gallery:
 
     def wait_for(self, sequence: int, timeout_s: float) -> None:
         """Return once searches see a change; SequenceNotReachedError when the time is up before that."""
-        with self._moved:
-            self._moved.wait_for(lambda: self._shelf.sequence >= sequence, timeout_s)
-        if self._shelf.sequence < sequence:
-            raise SequenceNotReachedError(self.spec.gallery_id, wanted=sequence, reached=self._shelf.sequence)
+        self._live.wait_for(sequence, timeout_s)
 
     @property
     def match_defaults(self) -> MatchDefaults:
@@ -221,47 +212,18 @@ class Gallery:
 
         return self._commit(work) if found else 0
 
-    def _commit(self, work: Callable[[Writing], Result]) -> Result:
+    def _commit(self, work: Callable[[Writing], Result], *, active: bool = True) -> Result:
         """Do work in one transaction, let searches see what it did, and return its result."""
 
         def write(transaction: Transaction) -> tuple[Result, list[Update]]:
             writing = Writing(transaction, self.spec, self.now_s())
             return work(writing), writing.updates
 
-        with self._writer:
-            result, updates = self._truth.write(self._stored, write)
-            if updates:
-                self._show({update.change.sequence: update for update in updates})
-        return result
-
-    def _show(self, known: Mapping[int, Update]) -> None:
-        """Let searches see our own changes, after those that others made before them."""
-        shelf, last = self._shelf, max(known)
-        if last == shelf.sequence + len(known):
-            shelf.apply([known[sequence] for sequence in sorted(known)], last)
-        else:
-            with self._truth.read(self._stored) as snapshot:
-                self._catch_up(snapshot, known)
-        with self._moved:
-            self._moved.notify_all()
-
-    def _catch_up(self, snapshot: Snapshot, known: Mapping[int, Update] | None = None) -> None:
-        """Follow the log, or begin anew where it does not reach back any more; for those who hold `_writer`."""
-        try:
-            catch_up(self._shelf, snapshot, known)
-        except CacheDamagedError as error:
-            logger.warning("gallery %s is read again from the truth: %s", self.spec.gallery_id, error)
-            old, self._shelf = self._shelf, self._caches.open_shelf(snapshot)
-            old.close()
+        return self._live.commit(write, active=active)
 
     def follow(self, timeout_s: float) -> int:
         """Wait for changes that others make, let searches see them, and return the last change that they see."""
-        if self._truth.wait(self._stored, self._shelf.sequence, timeout_s) > self._shelf.sequence:
-            with self._writer, self._truth.read(self._stored) as snapshot:
-                self._catch_up(snapshot)
-            with self._moved:
-                self._moved.notify_all()
-        return self._shelf.sequence
+        return self._live.follow(timeout_s)
 
     def get(self, image_id: str) -> ImageRecord:
         """Return an image's record; ImageNotFoundError."""
@@ -321,23 +283,13 @@ class Gallery:
         if self._truth.shared:
             return Sight(lambda: self._shelf, self._records_of)
         snapshots = partial(self._truth.read, self._stored)
-        return Sight(lambda: self._shelf, self._records_of, snapshots=snapshots, settled=self._settled)
+        return Sight(lambda: self._shelf, self._records_of, snapshots=snapshots, settled=self._live.settled)
 
     def _records_of(self, image_ids: Sequence[str]) -> list[ImageRecord | None]:
         if self._kept is not None:
             return [self._kept.get(image_id) for image_id in image_ids]
         with self._truth.read(self._stored) as snapshot:
             return snapshot.records_of(image_ids)
-
-    def _settled(self, sequence: int) -> bool:
-        """Wait until searches see a change that the truth has, and tell whether they do."""
-        with self._moved:
-            if self._moved.wait_for(lambda: self._shelf.sequence >= sequence, SETTLE_S):
-                return True
-        # Whoever made it could not show it.
-        with suppress(StoreUnavailableError), self._writer, self._truth.read(self._stored) as snapshot:
-            self._catch_up(snapshot)
-        return self._shelf.sequence >= sequence
 
     def labelled_images(self) -> LabelledImages:
         """Return everything in the gallery, copied, in order of row id: what `evaluate` works on."""
@@ -361,53 +313,18 @@ class Gallery:
 
     def maintain(self) -> None:
         """Do what can wait: delete what has expired, drop dead slots, make new lists, bring the caches up to date."""
-        self.delete_expired()
-        self._compact()
-        shelf = self._shelf
-        why = make_lists(shelf, self._writer)
-        if why:
-            logger.info("gallery %s has new lists: %s", self.spec.gallery_id, why)
-            self._caches.saved_sequence = None
-        unsaved = shelf.sequence - (self._caches.saved_sequence or 0)
-        if unsaved > max(SAVE_CHANGES, SAVE_SHARE * shelf.size):
-            self.save()
+        # A generation that is not active hears of it from the one that is.
+        with suppress(GenerationMovedError):
+            self.delete_expired()
+        self._live.maintain()
 
     def compact(self) -> int:
         """Drop all dead slots, however few, and return how many there were."""
-        return self._compact(lambda shelf: shelf.size > shelf.count)
-
-    def _compact(self, wanted: Callable[[Shelf], bool] = wants_compaction) -> int:
-        """Let a shelf without dead slots take the place of one with many; searches go on in the old one till then."""
-        with self._writer:
-            old = self._shelf
-            if old.slab.closed or not wanted(old):
-                return 0
-            slab = self._caches.new_slab()
-            try:
-                with old.lock.reading():
-                    new = compacted(old, slab)
-            except StoreUnavailableError:
-                slab.close()
-                raise
-            self._shelf = new
-            self._caches.saved_sequence = None
-            # Whoever still searches there keeps its mapping.
-            old.close()
-        logger.info("dropped %d dead slots of gallery %s", old.size - old.count, self.spec.gallery_id)
-        self.save()
-        return old.size - old.count
+        return self._live.compact(lambda shelf: shelf.size > shelf.count)
 
     def save(self) -> None:
         """Bring the caches on disk up to date, so that the next opening is quick."""
-        with self._writer:
-            # Before the shelf is locked: a search that looks at the truth waits for the shelf.
-            try:
-                with self._truth.read(self._stored) as snapshot:
-                    history = snapshot.history(self._shelf.sequence)
-            except GalleryNotFoundError:
-                return
-            with self._shelf.lock.reading():
-                self._caches.save(self._shelf, history)
+        self._live.save()
 
     def close(self) -> None:
         """Save the caches and let go of the files."""
@@ -416,5 +333,4 @@ class Gallery:
 
     def discard(self) -> None:
         """Let go of the files without saving anything; searches that have begun are answered."""
-        with self._writer:
-            self._shelf.close()
+        self._live.discard()

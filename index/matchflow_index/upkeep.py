@@ -16,7 +16,7 @@ from matchflow_index.shelf import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from threading import Lock
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -84,7 +84,7 @@ def compacted(shelf: Shelf, slab: CellSlab) -> Shelf:
     return Shelf(slab=slab, coarse=coarse, slots=shelf.slots.taken(kept), sequence=shelf.sequence)
 
 
-def make_lists(shelf: Shelf, writer: Lock) -> str:
+def make_lists(shelf: Shelf, writer: AbstractContextManager[object]) -> str:
     """Give a shelf that wants them new lists, and return why; empty when it wants none.
 
     Others search and write while centroids are looked for; `writer` is held only at the end.

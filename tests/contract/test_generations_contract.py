@@ -216,7 +216,7 @@ def test_a_deleted_gallery_takes_all_of_its_generations_along(
     second = truth.add_generation(OTHER)
     assert second.spec.generation == 2
     with truth.read(second) as snapshot:
-        assert list(snapshot.records()) == list(snapshot.rows()) == list(snapshot.changes(0)) == []
+        assert [*snapshot.records(), *snapshot.rows(), *snapshot.changes(0)] == []
 
 
 def test_a_deleted_gallery_is_that_of_its_active_generation(

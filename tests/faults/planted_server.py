@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from matchflow_cli.main import main
-from matchflow_index import caches, filling, gallery, upkeep
+from matchflow_index import caches, filling, gallery, live_shelf, upkeep
 from matchflow_index.truth import ChangeKind
 from matchflow_service import server
 
@@ -42,8 +42,8 @@ def replace(owner: object, name: str, value: object) -> None:
 def be_busy() -> None:
     """Save and compact after few changes, many times a second: kills meet these too."""
     replace(server, "UPKEEP_S", 0.05)
-    replace(gallery, "SAVE_CHANGES", 20)
-    replace(gallery, "SAVE_SHARE", 0.0)
+    replace(live_shelf, "SAVE_CHANGES", 20)
+    replace(live_shelf, "SAVE_SHARE", 0.0)
     replace(upkeep, "LEAST_COMPACTED", 64)
 
 
@@ -52,22 +52,22 @@ def ack_before_commit() -> None:
     commit = gallery.Gallery._commit
     turn = threading.Lock()
 
-    def late(one: gallery.Gallery, work: Callable[[Any], Any]) -> None:
+    def late(one: gallery.Gallery, work: Callable[[Any], Any], *, active: bool) -> None:
         try:
             time.sleep(LATE_S)
-            commit(one, work)
+            commit(one, work, active=active)
         finally:
             turn.release()
 
-    def early(one: gallery.Gallery, work: Callable[[Any], Any]) -> Any:
+    def early(one: gallery.Gallery, work: Callable[[Any], Any], *, active: bool = True) -> Any:
         def trial(writing: Any) -> None:
             raise Tried(work(writing))
 
         turn.acquire()
         try:
-            commit(one, trial)
+            commit(one, trial, active=active)
         except Tried as tried:
-            threading.Thread(target=late, args=(one, work), daemon=True).start()
+            threading.Thread(target=late, args=(one, work), kwargs={"active": active}, daemon=True).start()
             return tried.result
         except BaseException:
             turn.release()

@@ -227,8 +227,8 @@ def test_something_else_is_no_backup(tmp_path: Path, lmdb_truth: LmdbTruth) -> N
 class _FailingTruth(LmdbTruth):
     """A truth that fails with the first batch of images."""
 
-    def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result]) -> Result:
-        super().write(gallery, work)
+    def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result], *, active: bool = True) -> Result:
+        super().write(gallery, work, active=active)
         raise KeyboardInterrupt
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from index_samples import empty_shelf, gallery_spec, new_image, new_images, put_update, sample_features
 
-from matchflow_index import GalleryStore, SearchQuery, gallery
+from matchflow_index import GalleryStore, SearchQuery, live_shelf
 from matchflow_index import search as search_module
 from matchflow_index.exhaustive import widen
 from matchflow_index.sight import MOST_LOOKS, Sight
@@ -180,7 +180,7 @@ def put_all(kept: Gallery) -> None:
 def test_a_map_that_grows_beside_searches_and_saves_stops_nobody_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery, "SAVE_CHANGES", 5)
+    monkeypatch.setattr(live_shelf, "SAVE_CHANGES", 5)
     finished, trouble = threading.Event(), list[object]()
     with GalleryStore.open(tmp_path, map_bytes=1 << 16) as store:
         kept = [store.create(gallery_spec(name)) for name in ("one", "two")]

@@ -23,7 +23,7 @@ from index_samples import (
     sample_features,
 )
 
-from matchflow_index import GalleryStore, SearchQuery, StoreUnavailableError, coarse, exhaustive, gallery, upkeep
+from matchflow_index import GalleryStore, SearchQuery, StoreUnavailableError, coarse, exhaustive, live_shelf, upkeep
 from matchflow_index.coarse import trained
 from matchflow_index.flat_index import FlatIndex
 from matchflow_index.ivf_index import IvfIndex
@@ -216,7 +216,7 @@ def look(kept: Gallery, query: SearchQuery) -> None:
 def test_upkeep_beside_searches_and_writers_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matchflow_index.coarse.wanted_lists.__defaults__", (30,))
     monkeypatch.setattr(coarse, "GROWTH", 1.1)
-    monkeypatch.setattr(gallery, "SAVE_CHANGES", 20)
+    monkeypatch.setattr(live_shelf, "SAVE_CHANGES", 20)
     names = [f"image-{k:03}" for k in range(40)]
     batches = [sample_features(len(names), seed=version) for version in range(30)]
     query = SearchQuery(features=batches[7][0], top_k=40, depth=40, max_flows=1)
@@ -273,7 +273,7 @@ def test_lists_hold_what_was_written_while_they_were_made(monkeypatch: pytest.Mo
 
 
 def test_caches_are_saved_after_many_changes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery, "SAVE_CHANGES", 10)
+    monkeypatch.setattr(live_shelf, "SAVE_CHANGES", 10)
     with GalleryStore.open(tmp_path) as store:
         kept = store.create(gallery_spec())
         kept.put(new_images(10))
