@@ -52,7 +52,7 @@ class GalleryCaches:
         try:
             return self._load(snapshot)
         except CacheDamagedError as error:
-            if snapshot.sequence:
+            if snapshot.sequence > self._gallery.spec.base_sequence:
                 self._warn("cells.slab", error, "the truth")
             return self._rebuild(snapshot)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matchflow_index.opening import StorePlace
+    from matchflow_index.truth import StoredGallery, Truth
 
 # More databases than any environment of ours has.
 MOST_DATABASES = 32
@@ -51,7 +52,8 @@ def compact(place: StorePlace, *, keep_changes: int, progress: Callable[[str], o
     with opened_truth(place, read_only=False) as truth:
         for stored in truth.galleries():
             progress(f"log of {stored.spec.gallery_id}")
-            forgotten += truth.trim_log(stored, keep_changes)
+            for each in truth.generations(stored.spec.gallery_id):
+                forgotten += truth.trim_log(each, max(keep_changes, _not_followed(truth, each)))
     if place.address is None:
         progress("truth")
         lock = taken_lock(place)
@@ -60,6 +62,17 @@ def compact(place: StorePlace, *, keep_changes: int, progress: Callable[[str], o
         finally:
             lock.release()
     return Compaction(bytes_before=before, bytes_after=disk_bytes(folder), dead_slots=dead, changes=forgotten)
+
+
+def _not_followed(truth: Truth, gallery: StoredGallery) -> int:
+    """Return how many of a generation's last changes the other one has yet to follow."""
+    follower = next((each for each in truth.generations(gallery.spec.gallery_id) if each.uuid != gallery.uuid), None)
+    if follower is None:
+        return 0
+    with truth.read(follower) as snapshot:
+        position = snapshot.position
+    with truth.read(gallery) as snapshot:
+        return snapshot.sequence - position.sequence if position and position.uuid == gallery.uuid else 0
 
 
 def _drop_dead_slots(place: StorePlace, folder: Path, progress: Callable[[str], object]) -> int:
@@ -71,7 +84,8 @@ def _drop_dead_slots(place: StorePlace, folder: Path, progress: Callable[[str], 
     with GalleryStore.open(folder, truth=truth) as store:
         for spec in store.list():
             progress(f"slots of {spec.gallery_id}")
-            dead += store.gallery(spec.gallery_id).compact()
+            for generation in store.generations(spec.gallery_id):
+                dead += store.gallery(spec.gallery_id, generation.spec.generation).compact()
     return dead
 
 

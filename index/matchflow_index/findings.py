@@ -24,6 +24,7 @@ class Verification:
     """What was looked at, what is wrong, and what is worth knowing although it is not."""
 
     gallery_id: str
+    generation: int = 1
     sequence: int = 0
     images: int = 0
     changes: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from matchflow_index.checks import check_features, check_image, check_labels
+from matchflow_index.conditions import LabelCondition
 from matchflow_index.errors import (
     BundleMismatchError,
     GenerationMovedError,
     ImageNotFoundError,
 )
 from matchflow_index.evaluation import LabelledImages
+from matchflow_index.filters import ImageFilter
 from matchflow_index.ivf_index import IvfIndex
 from matchflow_index.labels import as_text
 from matchflow_index.live_shelf import LiveShelf
@@ -30,15 +32,16 @@ from matchflow_index.sight import Sight
 from matchflow_index.writing import Writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from matchflow_index.answers import SearchAnswer
     from matchflow_index.caches import GalleryCaches
-    from matchflow_index.labels import Labels
+    from matchflow_index.labels import Labels, LabelValue
     from matchflow_index.queries import SearchQuery
     from matchflow_index.records import GallerySpec, ImageRecord, NewImage, PutResult
     from matchflow_index.shelf import Shelf, Update
-    from matchflow_index.truth import Durability, StoredGallery, Transaction, Truth
+    from matchflow_index.truth import Durability, Snapshot, StoredGallery, Transaction, Truth
     from matchflow_matching.features import Features
 
 logger = logging.getLogger(__name__)
@@ -156,9 +159,7 @@ class Gallery:
             if self._truth.shared:
                 # One round trip for all records instead of one for each.
                 writing.look_up([image.image_id for image in images])
-            results = [writing.put(image) for image in images]
-            self._shelf.slab.reserve(writing.new_rows)
-            return results
+            return [writing.put(image) for image in images]
 
         return self._commit(work)
 
@@ -212,12 +213,39 @@ class Gallery:
 
         return self._commit(work) if found else 0
 
+    def take_over(self, work: Callable[[Writing], Result]) -> Result:
+        """Do what the follower of the active generation does; GenerationMovedError where this one is active."""
+        return self._commit(work, active=False)
+
+    def erase(self, image_ids: Iterable[str]) -> None:
+        """Delete images from a generation that is not active; GenerationMovedError."""
+        wanted = list(dict.fromkeys(image_ids))
+
+        def work(writing: Writing) -> None:
+            for image_id in wanted:
+                writing.remove(image_id)
+
+        self.take_over(work)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let nobody write to this gallery inside the block, as far as that can be had (see Truth.hold)."""
+        with self._live.writer, self._truth.hold(self._stored):
+            yield
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Look at what the truth has."""
+        return self._truth.read(self._stored)
+
     def _commit(self, work: Callable[[Writing], Result], *, active: bool = True) -> Result:
         """Do work in one transaction, let searches see what it did, and return its result."""
 
         def write(transaction: Transaction) -> tuple[Result, list[Update]]:
             writing = Writing(transaction, self.spec, self.now_s())
-            return work(writing), writing.updates
+            result = work(writing)
+            if writing.new_rows:
+                self._shelf.slab.reserve(writing.new_rows)
+            return result, writing.updates
 
         return self._live.commit(write, active=active)
 
@@ -234,10 +262,11 @@ class Gallery:
         return record
 
     def holding(self, image_id: str, content_hash: str) -> ImageRecord | None:
-        """Return the image's record when the gallery holds just this content of it."""
+        """Return the image's record when the gallery holds features of just this content of it."""
         with self._truth.read(self._stored) as snapshot:
             record = snapshot.record(image_id)
-        return record if record is not None and record.content_hash == content_hash else None
+        held = record is not None and record.content_hash == content_hash and not record.from_thumbnail
+        return record if held else None
 
     def features(self, image_id: str) -> Features:
         """Return an image's features, copied; ImageNotFoundError."""
@@ -246,6 +275,23 @@ class Gallery:
             if slot is None or self._shelf.slots.expire_times_s.values[slot] <= self.now_s():
                 raise ImageNotFoundError(self.spec.gallery_id, image_id)
             return self._shelf.slab.gather(np.array([slot]))[0]
+
+    def image_ids(self) -> list[str]:
+        """Return the ids of all images, in no particular order."""
+        with self._shelf.lock.reading():
+            return self._shelf.slots.ids.of(self._shelf.live_slots)
+
+    def count_of(self, image_ids: Iterable[str]) -> int:
+        """Return how many of some images are there."""
+        with self._shelf.lock.reading():
+            return sum(self._shelf.slot(image_id) is not None for image_id in image_ids)
+
+    def has_another(self, image_id: str, label: str, value: LabelValue) -> bool:
+        """Tell whether any other image has that value of a label."""
+        condition = LabelCondition(field=label, any_of=frozenset({value}))
+        with self._shelf.lock.reading():
+            others = ImageFilter(conditions=(condition,), exclude=frozenset({image_id}))
+            return self._shelf.select(others, self.now_s()).count > 0
 
     def thumbnail(self, image_id: str) -> bytes | None:
         """Return an image's thumbnail, None when none was kept; ImageNotFoundError."""

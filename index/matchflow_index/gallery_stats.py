@@ -41,9 +41,14 @@ class CacheStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GalleryStats:
-    """What a gallery holds; `row_bytes` are its features alone, `caches` None without any that can be read."""
+    """What a generation of a gallery holds.
+
+    `row_bytes` are its features alone, `caches` None without any that can be read.
+    """
 
     gallery_id: str
+    generation: int
+    active: bool
     images: int
     sequence: int
     log_entries: int
@@ -70,9 +75,10 @@ def store_stats(place: StorePlace, gallery_id: str | None = None) -> StoreStats:
     size, parts = (None, {}) if place.address else _lmdb_bytes(truth_folder(place))
     with opened_truth(place, read_only=True) as truth:
         galleries = [
-            _gallery_stats(truth, stored, place)
+            _gallery_stats(truth, each, place, active=each == stored)
             for stored in truth.galleries()
             if gallery_id in {None, stored.spec.gallery_id} and not is_unfinished(truth, stored)
+            for each in truth.generations(stored.spec.gallery_id)
         ]
         return StoreStats(
             store=str(place),
@@ -101,13 +107,15 @@ def _lmdb_bytes(folder: Path) -> tuple[int, dict[str, int]]:
     }
 
 
-def _gallery_stats(truth: Truth, stored: StoredGallery, place: StorePlace) -> GalleryStats:
+def _gallery_stats(truth: Truth, stored: StoredGallery, place: StorePlace, *, active: bool) -> GalleryStats:
     with truth.read(stored) as snapshot:
         images = sum(1 for _ in snapshot.records())
         sequence, start = snapshot.sequence, snapshot.log_start
     directory = place.caches_of(stored.uuid)
     return GalleryStats(
         gallery_id=stored.spec.gallery_id,
+        generation=stored.spec.generation,
+        active=active,
         images=images,
         sequence=sequence,
         log_entries=sequence - start + 1,

@@ -104,14 +104,16 @@ def delete_generations(txn: Any, databases: Databases, gallery_id: str) -> Store
     return there.active
 
 
-def switch_generations(txn: Any, databases: Databases, gallery: StoredGallery, sequence: int) -> bool:
+def switch_generations(
+    txn: Any, databases: Databases, gallery: StoredGallery, sequence: int, *, complete: bool, beyond: bool
+) -> bool:
     """Let both generations change places if `gallery` is active and at that change; tell whether they did."""
     there = stored_generations(txn, databases, gallery.spec.gallery_id)
     view = LmdbView(txn, databases, gallery)
     if there.other is None or there.active.uuid != gallery.uuid or view.sequence != sequence:
         return False
     reached = LmdbView(txn, databases, there.other).sequence
-    view.follow(Position(uuid=there.other.uuid, sequence=reached))
+    view.follow(Position(uuid=there.other.uuid, sequence=reached, complete=complete, beyond=beyond))
     key = gallery.spec.gallery_id.encode()
     txn.put(key, encode_gallery(there.other), db=databases["galleries"])
     txn.put(key, encode_gallery(there.active), db=databases["others"])

@@ -113,6 +113,12 @@ class LmdbTruth:
         with self._env.reading() as txn:
             return stored_generations(txn, self._databases, gallery_id)
 
+    def others(self) -> list[StoredGallery]:
+        """Return the other generation of every gallery that has one, in order of id."""
+        database = self._databases.get("others")
+        with self._env.reading() as txn:
+            return [] if database is None else [decode_gallery(value) for _, value in txn.cursor(db=database)]
+
     def create(self, spec: GallerySpec) -> StoredGallery:
         """Store a new, empty gallery; GalleryExistsError when the id is taken."""
 
@@ -134,9 +140,11 @@ class LmdbTruth:
         self._env.write(lambda txn: drop_generation(txn, self._databases, gallery))
         self._sweep()
 
-    def switch(self, gallery: StoredGallery, sequence: int) -> bool:
+    def switch(self, gallery: StoredGallery, sequence: int, *, complete: bool = True, beyond: bool = False) -> bool:
         """Let both generations change places, if `gallery` is the active one and at that change."""
-        return self._env.write(lambda txn: switch_generations(txn, self._databases, gallery, sequence))
+        return self._env.write(
+            lambda txn: switch_generations(txn, self._databases, gallery, sequence, complete=complete, beyond=beyond)
+        )
 
     def claim(self, gallery: StoredGallery, seconds: float) -> bool:  # noqa: ARG002 - nobody else writes here
         """Tell whether this process is the one that fills a generation."""
@@ -190,6 +198,11 @@ class LmdbTruth:
         with self._env.reading() as txn:
             is_active(txn, self._databases, gallery)
             yield LmdbView(txn, self._databases, gallery)
+
+    @contextmanager
+    def hold(self, gallery: StoredGallery) -> Iterator[None]:  # noqa: ARG002 - nobody else writes here
+        """Let no other process write to a gallery inside the block."""
+        yield
 
     def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result], *, active: bool = True) -> Result:
         """Run `work` in one transaction, and return its result once that is on disk; GenerationMovedError."""

@@ -71,8 +71,9 @@ class GalleryList:
         return [decode_gallery(value) for _, value in sorted(pairs)]
 
     def others(self) -> list[StoredGallery]:
-        """Return the other generation of every gallery that has one."""
-        return [decode_gallery(value) for value in self._link.call("HVALS", self.keys.others)]
+        """Return the other generation of every gallery that has one, in order of id."""
+        found = self._link.call("HGETALL", self.keys.others)
+        return [decode_gallery(value) for _, value in sorted(zip(found[::2], found[1::2], strict=True))]
 
     def create(self, spec: GallerySpec) -> StoredGallery:
         """Store a new, empty gallery; GalleryExistsError when the id is taken."""

@@ -52,7 +52,7 @@ return 1
 _CLAIM = """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if ARGV[2] == '0' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 return 1
 """
 
@@ -121,7 +121,7 @@ class RedisGenerations:
             settle(session, self._link, self._durability)
         return done
 
-    def switch(self, gallery: StoredGallery, sequence: int) -> bool:
+    def switch(self, gallery: StoredGallery, sequence: int, *, complete: bool, beyond: bool) -> bool:
         """Let both generations change places, if `gallery` is the active one and at that change."""
         self.finish_switch(gallery.spec.gallery_id)
         there = self.of(gallery.spec.gallery_id)
@@ -132,7 +132,8 @@ class RedisGenerations:
         if head is None:
             return False
         # What is written to the other one after this look is looked at again by the follower.
-        position = Position(uuid=there.other.uuid, sequence=decode_head(head)[0])
+        reached, _ = decode_head(head)
+        position = Position(uuid=there.other.uuid, sequence=reached, complete=complete, beyond=beyond)
         with self._link.session() as session:
             session.watch([keys.gallery, keys.head])
             standing, head = session.call("MGET", keys.gallery, keys.head)

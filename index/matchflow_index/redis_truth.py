@@ -72,6 +72,10 @@ class RedisTruth:
         """Return what is stored under an id; GalleryNotFoundError."""
         return self._generations.of(gallery_id)
 
+    def others(self) -> list[StoredGallery]:
+        """Return the other generation of every gallery that has one, in order of id."""
+        return self._galleries.others()
+
     def create(self, spec: GallerySpec) -> StoredGallery:
         """Store a new, empty gallery; GalleryExistsError when the id is taken."""
         self._check_writable()
@@ -104,10 +108,10 @@ class RedisTruth:
         self._generations.drop(gallery)
         self._sweep_galleries()
 
-    def switch(self, gallery: StoredGallery, sequence: int) -> bool:
+    def switch(self, gallery: StoredGallery, sequence: int, *, complete: bool = True, beyond: bool = False) -> bool:
         """Let both generations change places, if `gallery` is the active one and at that change."""
         self._check_writable()
-        return self._generations.switch(gallery, sequence)
+        return self._generations.switch(gallery, sequence, complete=complete, beyond=beyond)
 
     def claim(self, gallery: StoredGallery, seconds: float) -> bool:
         """Tell whether this process is the one that fills a generation."""
@@ -133,6 +137,17 @@ class RedisTruth:
     def _view(self, gallery: StoredGallery) -> RedisView:
         base = gallery.spec.base_sequence
         return RedisView(self._link, self._keys(gallery.number), *self._head(gallery), base=base)
+
+    @contextmanager
+    def hold(self, gallery: StoredGallery) -> Iterator[None]:
+        """Let no other process begin to write to a gallery inside the block, for as long as a turn takes."""
+        keys = self._keys(gallery.number)
+        has_turn = take_turn(self._link, keys, self._token)
+        try:
+            yield
+        finally:
+            if has_turn:
+                give_turn_back(self._link, keys, self._token)
 
     def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result], *, active: bool = True) -> Result:
         """Run `work` in one transaction, and return its result once that is as safe as `durability` says.

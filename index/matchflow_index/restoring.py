@@ -40,10 +40,10 @@ def is_unfinished(truth: Truth, gallery: StoredGallery) -> bool:
 
 def stored_gallery(truth: Truth, gallery_id: str) -> StoredGallery:
     """Return a gallery that is whole; GalleryNotFoundError."""
-    for stored in truth.galleries():
-        if stored.spec.gallery_id == gallery_id and not is_unfinished(truth, stored):
-            return stored
-    raise GalleryNotFoundError(gallery_id)
+    stored = truth.generations(gallery_id).active
+    if is_unfinished(truth, stored):
+        raise GalleryNotFoundError(gallery_id)
+    return stored
 
 
 def restore(
@@ -56,12 +56,12 @@ def restore(
     """Create a gallery with all that a backup has; `progress` hears how many of how many entries are stored.
 
     Images, rows, thumbnails, times and match defaults are those of the backup; row ids, sequence numbers and the
-    gallery's uuid are new. The file is read to its end before anything is written. Raises BackupDamagedError,
-    GalleryExistsError, StoreUnavailableError; then nothing is left of it.
+    gallery's uuid are new, and it is the first generation. The file is read to its end before anything is written.
+    Raises BackupDamagedError, GalleryExistsError, StoreUnavailableError; then nothing is left of it.
     """
     reader = BackupReader(path)
     _check(reader)
-    spec = replace(reader.header.spec, gallery_id=gallery_id or reader.header.spec.gallery_id)
+    spec = replace(reader.header.spec, gallery_id=gallery_id or reader.header.spec.gallery_id, generation=1)
     _make_room(truth, spec)
     gallery = truth.create(spec)
     try:

@@ -1,7 +1,7 @@
 """A store: the truth of all galleries, and a directory with their caches.
 
 truth.lmdb/            the truth, unless it is on a server
-caches/<uuid>/         one folder per gallery, all of it derived
+caches/<uuid>/         one folder per generation of a gallery, all of it derived
 writer.lock            held by the one process that may write
 """
 
@@ -12,12 +12,18 @@ import shutil
 import threading
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from matchflow_index import cell_norms
 from matchflow_index.caches import GalleryCaches
-from matchflow_index.errors import GalleryNotFoundError, StoreUnavailableError
+from matchflow_index.errors import (
+    GalleryNotFoundError,
+    GenerationMovedError,
+    GenerationNotFoundError,
+    StoreUnavailableError,
+)
 from matchflow_index.gallery import Gallery
+from matchflow_index.generations import GalleryGenerations
 from matchflow_index.lmdb_environment import INITIAL_MAP_BYTES, MAX_MAP_BYTES
 from matchflow_index.lmdb_truth import LmdbTruth
 from matchflow_index.locking import WriterLock
@@ -26,16 +32,24 @@ from matchflow_index.truth import Durability
 from matchflow_index.upkeep import Upkeep
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
+    from matchflow_index.generations import EmbedOf
     from matchflow_index.records import GallerySpec
-    from matchflow_index.truth import StoredGallery, Truth
+    from matchflow_index.truth import Generations, StoredGallery, Truth
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 # Seconds that a thread waits for changes of others before it looks whether the store is closing.
 FOLLOW_S = 0.5
+# Seconds between two looks at whether there is anything to fill.
+IDLE_S = 0.25
+# How often a write is tried again that met a switch; each needs a switch of its own.
+MOST_SWITCHES = 20
 
 
 class GalleryStore:
@@ -49,7 +63,11 @@ class GalleryStore:
         self._read_only = read_only
         self._lock = lock
         self._loading = threading.Lock()
+        # Generations by their uuid, and by gallery id what there was when somebody last looked.
         self._loaded: dict[str, Gallery] = {}
+        self._there: dict[str, Generations] = {}
+        self._desks: dict[str, GalleryGenerations] = {}
+        self._embed_of: EmbedOf = lambda _: None
         self._closed = False
 
     @classmethod
@@ -101,6 +119,8 @@ class GalleryStore:
             store._drop_orphans()
         if upkeep_s is not None and not read_only:
             store._upkeep.start("upkeep", lambda: store._maintain(upkeep_s))
+        if truth.shared and not read_only:
+            store._upkeep.start("generations", store._watch)
         return store
 
     def __enter__(self) -> Self:
@@ -127,34 +147,114 @@ class GalleryStore:
         self._truth.create(spec)
         return self.gallery(spec.gallery_id)
 
-    def gallery(self, gallery_id: str) -> Gallery:
-        """Return a gallery, loaded with the first call; GalleryNotFoundError."""
+    def gallery(self, gallery_id: str, generation: int = 0) -> Gallery:
+        """Return a generation of a gallery, 0: the active one; loaded with the first call.
+
+        Raises GalleryNotFoundError, GenerationNotFoundError.
+        """
         with self._loading:
             self._check_open()
-            if gallery_id not in self._loaded:
-                self._loaded[gallery_id] = self._load(gallery_id)
-            return self._loaded[gallery_id]
+            there = self._there.get(gallery_id)
+            if there is None or generation not in {0, *(each.spec.generation for each in there)}:
+                there = self._look(gallery_id)
+            stored = there.numbered(generation)
+            if stored.uuid not in self._loaded:
+                self._loaded[stored.uuid] = self._load(stored)
+            return self._loaded[stored.uuid]
 
-    def _load(self, gallery_id: str) -> Gallery:
-        stored = stored_gallery(self._truth, gallery_id)
+    def _load(self, stored: StoredGallery) -> Gallery:
         caches = GalleryCaches(self._caches_of(stored), stored, read_only=self._read_only)
         gallery = Gallery(stored, self._truth, caches)
         if self._truth.shared and not self._read_only:
-            self._upkeep.start(f"follow {gallery_id}", partial(self._follow, gallery))
+            name = f"follow {stored.spec.gallery_id}"
+            self._upkeep.start(name, partial(self._follow, gallery))
         return gallery
 
+    def generations(self, gallery_id: str) -> Generations:
+        """Look what is stored under an id now: from here on the active generation is the one that was found."""
+        with self._loading:
+            self._check_open()
+            return self._look(gallery_id)
+
+    def _look(self, gallery_id: str) -> Generations:
+        old = self._there.pop(gallery_id, None)
+        stored_gallery(self._truth, gallery_id)
+        there = self._there[gallery_id] = self._truth.generations(gallery_id)
+        for each in old or ():
+            if each.uuid not in {kept.uuid for kept in there}:
+                self._forget(each)
+        return there
+
+    def _forget(self, stored: StoredGallery) -> None:
+        """Let go of a generation that is not in the truth any more."""
+        gallery = self._loaded.pop(stored.uuid, None)
+        if gallery:
+            gallery.discard()
+        if not self._read_only:
+            shutil.rmtree(self._caches_of(stored), ignore_errors=True)
+
+    def generations_of(self, gallery_id: str) -> GalleryGenerations:
+        """Return what is done with the generations of a gallery; GalleryNotFoundError."""
+        self.gallery(gallery_id)
+        desk = GalleryGenerations(gallery_id, self, self._truth, lambda digest: self._embed_of(digest))  # noqa: PLW0108 - set later
+        return self._desks.setdefault(gallery_id, desk)
+
+    def on_active(self, gallery_id: str, work: Callable[[Gallery], Result]) -> Result:
+        """Do work that writes with the active generation, again with the next one where it was switched under it."""
+        for _ in range(MOST_SWITCHES):
+            try:
+                return work(self.gallery(gallery_id))
+            except GenerationMovedError:
+                self.generations(gallery_id)
+        raise StoreUnavailableError(f"gallery {gallery_id!r} is switched too often to be written to")
+
+    def delete_images(
+        self, gallery_id: str, image_ids: Sequence[str], *, if_sequences: Mapping[str, int] | None = None
+    ) -> tuple[int, int]:
+        """Delete images from all generations of a gallery; see Gallery.delete."""
+        counts = self.on_active(gallery_id, lambda gallery: gallery.delete(image_ids, if_sequences=if_sequences))
+        self.generations_of(gallery_id).erase(image_ids)
+        return counts
+
+    def fill(self, embed_of: EmbedOf) -> None:
+        """Fill generations from now on, in the background, with what `embed_of` has for their bundles."""
+        self._embed_of = embed_of
+        self._upkeep.start("fill", self._fill)
+
+    def _fill(self) -> bool:
+        busy = False
+        for stored in self._truth.others():
+            # It may be dropped, deleted or switched to meanwhile.
+            with suppress(GalleryNotFoundError, GenerationNotFoundError, GenerationMovedError):
+                busy |= self.generations_of(stored.spec.gallery_id).fill(self._upkeep.stopped.is_set)
+        if not busy:
+            self._upkeep.stopped.wait(IDLE_S)
+        return True
+
+    def _watch(self) -> bool:
+        """Notice what others do to generations."""
+        active = {each.spec.gallery_id: each for each in self._truth.galleries()}
+        others = {each.spec.gallery_id: each for each in self._truth.others()}
+        for gallery_id, there in list(self._there.items()):
+            if (there.active, there.other) != (active.get(gallery_id), others.get(gallery_id)):
+                with suppress(GalleryNotFoundError):
+                    self.generations(gallery_id)
+        self._upkeep.stopped.wait(FOLLOW_S)
+        return True
+
     def delete(self, gallery_id: str) -> None:
-        """Delete a gallery with all its images; GalleryNotFoundError.
+        """Delete a gallery with all its generations and images; GalleryNotFoundError.
 
         Whoever still holds the Gallery can search what it had, and gets GalleryNotFoundError for everything else.
         """
         with self._loading:
             self._check_open()
-            stored = self._truth.delete(gallery_id)
-            gallery = self._loaded.pop(gallery_id, None)
-            if gallery:
-                gallery.discard()
-            shutil.rmtree(self._caches_of(stored), ignore_errors=True)
+            there = self._truth.generations(gallery_id)
+            self._truth.delete(gallery_id)
+            self._there.pop(gallery_id, None)
+            self._desks.pop(gallery_id, None)
+            for stored in there:
+                self._forget(stored)
 
     def _follow(self, gallery: Gallery) -> bool:
         """Let a gallery follow what others write; tell whether to go on."""
@@ -162,8 +262,8 @@ class GalleryStore:
             gallery.follow(FOLLOW_S)
         except GalleryNotFoundError:
             with self._loading:
-                if self._loaded.get(gallery.spec.gallery_id) is gallery:
-                    del self._loaded[gallery.spec.gallery_id]
+                self._there.pop(gallery.spec.gallery_id, None)
+                if self._loaded.pop(gallery.stored.uuid, None):
                     gallery.discard()
             return False
         return True
@@ -190,7 +290,7 @@ class GalleryStore:
 
     def _drop_orphans(self) -> None:
         """Remove caches whose gallery is gone: its deletion was cut off between truth and caches."""
-        known = {self._caches_of(stored) for stored in self._truth.galleries()}
+        known = {self._caches_of(stored) for stored in self._truth.galleries() + self._truth.others()}
         for folder in set((self._path / "caches").glob("*")) - known:
             logger.info("removing %s: no gallery has these caches", folder)
             shutil.rmtree(folder, ignore_errors=True)
@@ -202,6 +302,10 @@ class GalleryStore:
     def close(self) -> None:
         """Save all caches and let go of the store; once closed, closing does nothing."""
         self._upkeep.stop()
+        for desk in list(self._desks.values()):
+            # Whose claim can't be given back has to wait for its end.
+            with suppress(GalleryNotFoundError, StoreUnavailableError):
+                desk.let_go()
         with self._loading:
             if self._closed:
                 return
@@ -209,6 +313,7 @@ class GalleryStore:
             for gallery in self._loaded.values():
                 gallery.close()
             self._loaded.clear()
+            self._there.clear()
             self._truth.close()
             if self._lock:
                 self._lock.release()

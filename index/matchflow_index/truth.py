@@ -62,20 +62,25 @@ class Generations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """How far a generation has followed another one: whatever that one's changes up to `sequence` did is in it."""
+    """How far a generation has followed another one: whatever that one's changes up to `sequence` did is in it.
+
+    `complete`: it has all images that it could have. `beyond`: it may have some that the other one lacks.
+    """
 
     uuid: str
     sequence: int
+    complete: bool = False
+    beyond: bool = False
 
     def encode(self) -> bytes:
         """Return it as JSON."""
-        return compact_json([self.uuid, self.sequence])
+        return compact_json([self.uuid, self.sequence, self.complete, self.beyond])
 
     @classmethod
     def decode(cls, data: bytes) -> Position:
         """Return the position that `encode` wrote."""
-        uuid, sequence = json.loads(data)
-        return cls(uuid=uuid, sequence=sequence)
+        uuid, sequence, complete, beyond = json.loads(data)
+        return cls(uuid=uuid, sequence=sequence, complete=complete, beyond=beyond)
 
 
 class Durability(enum.StrEnum):
@@ -219,6 +224,10 @@ class Truth(Protocol):
         """Return what is stored under an id."""
         ...
 
+    def others(self) -> list[StoredGallery]:
+        """Return the other generation of every gallery that has one, in order of id."""
+        ...
+
     def create(self, spec: GallerySpec) -> StoredGallery:
         """Store a new, empty gallery; GalleryExistsError when the id is taken."""
         ...
@@ -238,19 +247,27 @@ class Truth(Protocol):
         """Delete a generation and all that is in it; GenerationActiveError, GenerationNotFoundError."""
         ...
 
-    def switch(self, gallery: StoredGallery, sequence: int) -> bool:
+    def switch(self, gallery: StoredGallery, sequence: int, *, complete: bool = True, beyond: bool = False) -> bool:
         """Let the active generation and the other one change places, if `gallery` is active and at that change.
 
-        False: it is not, and nothing was done. The one that was active follows from then on, from where the other is.
+        False: it is not, and nothing was done. The one that was active follows from then on, from where the other is;
+        `complete` says that it has all images which that one has, `beyond` that it has some which that one lacks.
         """
         ...
 
     def claim(self, gallery: StoredGallery, seconds: float) -> bool:
-        """Tell whether this process is the one that fills a generation: for so long, unless it claims it again."""
+        """Tell whether this process is the one that fills a generation: for so long, unless it claims it again.
+
+        With 0 it lets go of it.
+        """
         ...
 
     def read(self, gallery: StoredGallery) -> AbstractContextManager[Snapshot]:
         """Look at a gallery."""
+        ...
+
+    def hold(self, gallery: StoredGallery) -> AbstractContextManager[None]:
+        """Let no other process write to a gallery inside the block, for some seconds at most; a courtesy, no lock."""
         ...
 
     def write(self, gallery: StoredGallery, work: Callable[[Transaction], Result], *, active: bool = True) -> Result:

@@ -31,9 +31,13 @@ class LastChange:
 
 @dataclass(slots=True)
 class LogWalk:
-    """What a whole log says: the last change of each image, and the rows that are gone."""
+    """What a whole log says: the last change of each image, and the rows that are gone.
+
+    `base` is the sequence before the gallery's first change.
+    """
 
     snapshot: Snapshot
+    base: int
     count: int = 0
     last: dict[str, LastChange] = field(default_factory=dict)
     erased: dict[int, str] = field(default_factory=dict)
@@ -41,7 +45,7 @@ class LogWalk:
     def findings(self) -> Iterator[Finding]:
         """Walk the log and yield what is wrong with itself."""
         first, end = self.snapshot.log_start, self.snapshot.sequence
-        if end and first > end:
+        if end > self.base and first > end:
             yield _finding(f"expected at least the last change, {end}; there is none")
         digest = self.snapshot.history(first - 1)
         expected = first

@@ -66,7 +66,7 @@ class _TruthWalk:
         self._report = report
         self._progress = progress
         self._layout = RowLayout.of(spec)
-        self._log = LogWalk(snapshot)
+        self._log = LogWalk(snapshot, spec.base_sequence)
         self._owners: dict[int, str] = {}
         self._last: str | None = None
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from matchflow_index.errors import EtagMismatchError, ImageNotFoundError
-from matchflow_index.records import ImageRecord, KnownImage, PutOutcome, PutResult, RowLayout
+from matchflow_index.records import ImageRecord, KnownImage, NewImage, PutOutcome, PutResult, RowLayout
 from matchflow_index.shelf import Update
 
 if TYPE_CHECKING:
-    from matchflow_index.records import GallerySpec, NewImage
-    from matchflow_index.truth import Change, Transaction
+    from matchflow_index.records import GallerySpec
+    from matchflow_index.truth import Change, Position, Transaction
+    from matchflow_matching.features import Features
 
 
 class Writing:
@@ -37,7 +38,9 @@ class Writing:
         transaction, old = self._transaction, self._transaction.record(image.image_id)
         # What has expired counts as gone.
         self.check_etag(image.image_id, None if old and old.is_expired(self._now_s) else old, image.if_sequence)
-        if old is not None and old.content_hash == image.content_hash:
+        # Features of a thumbnail give way to those of the image itself.
+        better = old is not None and old.from_thumbnail and isinstance(image, NewImage)
+        if old is not None and old.content_hash == image.content_hash and not better:
             new = self.relabel(old, replace(old, labels=dict(image.labels), expire_time_s=image.expire_time_s))
             outcome = PutOutcome.UNCHANGED if new is old else PutOutcome.UPDATED
             sequence = transaction.sequence if new is old else new.sequence
@@ -59,6 +62,27 @@ class Writing:
         self._note(transaction.put(record, row, image.thumbnail if self._spec.keep_thumbnails else None), record, row)
         outcome = PutOutcome.CREATED if old is None else PutOutcome.UPDATED
         return PutResult(outcome=outcome, row_id=record.row_id, sequence=record.sequence)
+
+    def take_over(
+        self, record: ImageRecord, features: Features, thumbnail: bytes | None, *, from_thumbnail: bool
+    ) -> None:
+        """Store an image of another generation as this one knows it; its times are those that it has there."""
+        new = replace(
+            record,
+            row_id=self._transaction.next_row_id(),
+            sequence=self._transaction.sequence + 1,
+            from_thumbnail=from_thumbnail,
+        )
+        row = RowLayout.of(self._spec).pack(features)
+        self._note(self._transaction.put(new, row, thumbnail if self._spec.keep_thumbnails else None), new, row)
+
+    def is_as_known(self, image_id: str, record: ImageRecord | None) -> bool:
+        """Tell whether an image is still as a record says; None: not there."""
+        return self._transaction.record(image_id) == record
+
+    def follow(self, position: Position) -> None:
+        """Say how far this generation has followed the other one."""
+        self._transaction.follow(position)
 
     def existing(self, image_id: str, if_sequence: int | None) -> ImageRecord:
         """Return the record of an image that is there; ImageNotFoundError, EtagMismatchError."""

@@ -110,18 +110,22 @@ def restore(
 def verify(
     *, gallery: GalleryArgument, store: StoreOption, cache: CacheOption = None, json: JsonOption = False
 ) -> None:
-    """Look at everything that a gallery has, and list what is wrong; the exit status is 1 if anything is."""
+    """Look at everything that a gallery has, in all of its generations, and list what is wrong.
+
+    The exit status is 1 if anything is. As JSON it is a list with one report for each generation.
+    """
     place = _place(store, cache)
     from matchflow_index import verifying  # noqa: PLC0415
     from matchflow_index.opening import opened_truth  # noqa: PLC0415
 
     with opened_truth(place, read_only=True) as truth, _shown("verifying") as show:
-        report = verifying.verify(truth, gallery, place, progress=lambda what, count: show(f"{count:,} {what}"))
+        reports = verifying.verify_all(truth, gallery, place, progress=lambda what, count: show(f"{count:,} {what}"))
     if json:
-        typer.echo(as_json(report))
+        typer.echo(as_json(reports))
     else:
-        print_verification(report)
-    if report.findings:
+        for report in reports:
+            print_verification(report)
+    if any(report.findings for report in reports):
         raise typer.Exit(1)
 
 

@@ -43,7 +43,8 @@ def print_verification(report: "Verification") -> None:
         f"and {counted(report.slots, 'slot')} of the caches"
     )
     wrong = counted(len(report.findings), "finding") if report.findings else "nothing wrong"
-    out.print(f"{wrong} in {text(report.gallery_id)}: looked at {seen}")
+    which = f"{text(report.gallery_id)}, generation {report.generation}"
+    out.print(f"{wrong} in {which}: looked at {seen}")
 
 
 def print_stats(stats: "StoreStats") -> None:
@@ -55,7 +56,7 @@ def print_stats(stats: "StoreStats") -> None:
         parts = ", ".join(f"{name} {size(taken)}" for name, taken in sorted(stats.truth_parts.items()) if taken)
         out.print(f"{'truth':<11} {size(stats.truth_bytes)}: {parts}")
     right = ("images", "change", "log", "features", "slots", "dead", "slab", "columns", "coarse", "recall")
-    listed = table("gallery", *right[:8], "index", *right[8:], right=right)
+    listed = table("gallery", "generation", *right[:8], "index", *right[8:], right=right)
     for each in stats.galleries:
         listed.add_row(*_gallery_row(each))
     out.print(listed if stats.galleries else "no galleries")
@@ -64,6 +65,7 @@ def print_stats(stats: "StoreStats") -> None:
 def _gallery_row(stats: "GalleryStats") -> list[str]:
     row = [
         text(stats.gallery_id),
+        str(stats.generation) if stats.active else f"{stats.generation} (not active)",
         f"{stats.images:,}",
         f"{stats.sequence:,}",
         f"{stats.log_entries:,}",

@@ -152,8 +152,11 @@ def test_after_a_switch_the_earlier_one_follows_from_where_the_other_was(
     truth: Truth, gallery: StoredGallery, other: StoredGallery
 ) -> None:
     fill(truth, other, "a", "b")
-    truth.switch(gallery, 0)
-    assert position(truth, gallery) == Position(uuid=other.uuid, sequence=GENERATION_STRIDE + 2)
+    truth.switch(gallery, 0, beyond=True)
+    reached = Position(uuid=other.uuid, sequence=GENERATION_STRIDE + 2, complete=True, beyond=True)
+    assert position(truth, gallery) == reached
+    truth.switch(other, GENERATION_STRIDE + 2)
+    assert position(truth, other) == Position(uuid=gallery.uuid, sequence=0, complete=True)
 
 
 def test_there_and_back_again(truth: Truth, gallery: StoredGallery, other: StoredGallery) -> None:

@@ -185,7 +185,7 @@ def test_damage_is_listed_and_the_status_is_one(cli: Run, store: Path) -> None:
     assert "1 finding in demo" in out
     status, out, _ = cli("verify", "demo", "--store", store, "--json")
     assert status == 1
-    report = json.loads(out)
+    (report,) = json.loads(out)
     assert [(each["part"], each["slot"]) for each in report["findings"]] == [("slab", 1)]
     shutil.rmtree(store / "caches")
     status, out, _ = cli("verify", "demo", "--store", store)

@@ -1,0 +1,216 @@
+"""Keep the other generation of a gallery in step with the active one, with features of its own model.
+
+Whatever changed in the active generation, since the position that the other one has come to, is made so there too: the
+image is compared as the two have it now, so that looking twice does no harm. An image that is new or has other content
+is computed from its thumbnail; without one that can be read, this generation lacks the image, and drops what it had of
+it. Besides, until that was done once, all images of the active generation are walked through: that is how a new
+generation is filled. The position and whether it was done are kept with what is written, so that both go on after any
+interruption, and nothing is computed twice that was stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from matchflow_index.checks import check_features
+from matchflow_index.errors import StoreUnavailableError
+from matchflow_index.truth import Position
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from matchflow_index.gallery import Gallery
+    from matchflow_index.records import GallerySpec, ImageRecord
+    from matchflow_index.writing import Writing
+    from matchflow_matching.features import Features
+
+    # Returns the features of encoded pictures, None for each that is none; whatever it raises ends the step.
+    Embed = Callable[[Sequence[bytes]], Sequence[Features | None]]
+
+logger = logging.getLogger(__name__)
+
+# Images compared at once, and images computed before what they came to is stored.
+STEP, COMPUTED = 1_024, 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """An image as the active generation has it and as the other one does; None: not at all."""
+
+    image_id: str
+    source: ImageRecord | None
+    target: ImageRecord | None
+    thumbnail: bytes | None = None
+
+    @property
+    def wants_features(self) -> bool:
+        """Whether the other generation has no features of this content."""
+        return self.source is not None and (self.target is None or self.target.content_hash != self.source.content_hash)
+
+
+class Follower:
+    """Keeps `target` in step with `source`; any thread may ask for a step, they take turns."""
+
+    def __init__(self, source: Gallery, target: Gallery) -> None:
+        self.source = source
+        self.target = target
+        self._turn = threading.RLock()
+        self._cursor: str | None = None
+
+    @property
+    def position(self) -> Position | None:
+        """How far the target has followed the source; None: it has not begun."""
+        with self.target.snapshot() as snapshot:
+            position = snapshot.position
+        return position if position is not None and position.uuid == self.source.stored.uuid else None
+
+    def step(self, embed: Embed | None, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Do a piece of what is left to do, and tell whether there was any; without `embed` nothing is computed.
+
+        Raises StoreUnavailableError, GenerationMovedError once the target is active, FeaturesRejectedError for features
+        of another shape, and what `embed` raises.
+        """
+        with self._turn:
+            position = self.position or self._begin()
+            with self.source.snapshot() as snapshot:
+                lost = snapshot.log_start > position.sequence + 1
+                changes = [] if lost else list(islice(snapshot.changes(position.sequence), STEP))
+            if lost:
+                self._begin_anew(position)
+                return True
+            if changes:
+                reached = replace(position, sequence=changes[-1].sequence)
+                self._make_equal([change.image_id for change in changes], reached, embed, stopped)
+                return True
+            return embed is not None and not position.complete and self._walk(position, embed, stopped)
+
+    def _begin(self) -> Position:
+        """Take all changes up to now for granted: the walk through all images looks at what they came to."""
+        with self.source.snapshot() as snapshot:
+            position = Position(uuid=self.source.stored.uuid, sequence=snapshot.sequence)
+        self.target.take_over(lambda writing: writing.follow(position))
+        return position
+
+    def _begin_anew(self, position: Position) -> None:
+        """Drop what the source does not have, since nobody can tell when it was removed, and walk through all again."""
+        spec = self.target.spec
+        if position.beyond:
+            raise StoreUnavailableError(
+                f"generation {spec.generation} of gallery {spec.gallery_id} can't follow any more: the log of the "
+                f"active one begins after change {position.sequence}; delete it"
+            )
+        logger.warning("generation %d of gallery %s begins anew", spec.generation, spec.gallery_id)
+        began = self._begin()
+        cursor: str | None = None
+        while image_ids := self._page(self.target, cursor):
+            with self.source.snapshot() as snapshot:
+                found = snapshot.records_of(image_ids)
+            self.target.erase([name for name, record in zip(image_ids, found, strict=True) if record is None])
+            cursor = image_ids[-1]
+        self._cursor = None
+        self.target.take_over(lambda writing: writing.follow(began))
+
+    def _walk(self, position: Position, embed: Embed, stopped: Callable[[], bool]) -> bool:
+        """Look at the next images of the source."""
+        image_ids = self._page(self.source, self._cursor)
+        if not image_ids:
+            self._cursor = None
+            self.target.take_over(lambda writing: writing.follow(replace(position, complete=True)))
+            return True
+        if self._make_equal(image_ids, position, embed, stopped):
+            self._cursor = image_ids[-1]
+        return True
+
+    def _page(self, gallery: Gallery, after: str | None) -> list[str]:
+        with gallery.snapshot() as snapshot:
+            return [record.image_id for record in islice(snapshot.records(after), STEP)]
+
+    def _make_equal(
+        self, image_ids: Iterable[str], reached: Position, embed: Embed | None, stopped: Callable[[], bool]
+    ) -> bool:
+        """Let the target have some images as the source does, and then be at a position; False: stopped before that."""
+        differences = self._differences(list(dict.fromkeys(image_ids)))
+        if embed is None and any(each.wants_features and each.thumbnail is not None for each in differences):
+            reached = replace(reached, complete=False)
+        for start in range(0, max(1, len(differences)), COMPUTED):
+            if stopped():
+                return False
+            some = differences[start : start + COMPUTED]
+            last = start + COMPUTED >= len(differences)
+            self._store(some, _computed(some, embed, self.target.spec), reached if last else None)
+        return True
+
+    def _differences(self, image_ids: list[str]) -> list[Difference]:
+        """Return the images that the two have otherwise, as both have them now, with what features are made of."""
+        # The target first: whatever is newer in the source is in its log, and looked at again.
+        with self.target.snapshot() as snapshot:
+            targets = snapshot.records_of(image_ids)
+        found = []
+        with self.source.snapshot() as snapshot:
+            for name, source, target in zip(image_ids, snapshot.records_of(image_ids), targets, strict=True):
+                difference = Difference(image_id=name, source=source, target=target)
+                if difference.wants_features and source is not None:
+                    found.append(replace(difference, thumbnail=snapshot.thumbnail(source.row_id)))
+                elif _described(source) != _described(target):
+                    found.append(difference)
+        return found
+
+    def _store(self, some: list[Difference], computed: dict[str, Features], reached: Position | None) -> None:
+        def work(writing: Writing) -> list[str]:
+            for each in some:
+                # Somebody else who follows may have been faster.
+                if writing.is_as_known(each.image_id, each.target):
+                    _make_so(writing, each, computed.get(each.image_id))
+            if reached is not None:
+                writing.follow(reached)
+            return [each.image_id for each in some if each.source is not None]
+
+        written = self.target.take_over(work) if some or reached else []
+        self._forget_removed(written)
+
+    def _forget_removed(self, image_ids: list[str]) -> None:
+        """Remove at once what was removed from the source while it was computed, rather than when its log is read."""
+        if image_ids:
+            with self.source.snapshot() as snapshot:
+                found = snapshot.records_of(image_ids)
+            gone = [name for name, record in zip(image_ids, found, strict=True) if record is None]
+            if gone:
+                self.target.erase(gone)
+
+
+def _computed(some: list[Difference], embed: Embed | None, spec: GallerySpec) -> dict[str, Features]:
+    """Return features by image id, of those images that want them and have a picture that can be read.
+
+    FeaturesRejectedError when they are not of a generation's shape.
+    """
+    pictures = [(each.image_id, each.thumbnail) for each in some if each.wants_features and each.thumbnail]
+    if embed is None or not pictures:
+        return {}
+    features = embed([picture for _, picture in pictures])
+    computed = {name: found for (name, _), found in zip(pictures, features, strict=True) if found is not None}
+    for name, found in computed.items():
+        check_features(found, spec, f"image {name!r}")
+    return computed
+
+
+def _make_so(writing: Writing, difference: Difference, features: Features | None) -> None:
+    source, target = difference.source, difference.target
+    if source is not None and features is not None and difference.thumbnail is not None:
+        # A small image is its own thumbnail.
+        whole = hashlib.sha256(difference.thumbnail).hexdigest() == source.content_hash
+        writing.take_over(source, features, difference.thumbnail, from_thumbnail=not whole)
+    elif source is None or difference.wants_features:
+        if target is not None:
+            writing.remove(difference.image_id)
+    elif target is not None:
+        writing.relabel(target, replace(target, labels=source.labels, expire_time_s=source.expire_time_s))
+
+
+def _described(record: ImageRecord | None) -> object:
+    """Return what two generations have in common of an image."""
+    return None if record is None else (record.content_hash, record.labels, record.expire_time_s)

@@ -1,0 +1,247 @@
+"""The generations of one gallery: begin another one, see how far it is, compare it, switch to it, drop it."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from matchflow_index.comparing import compare
+from matchflow_index.errors import GenerationActiveError, GenerationMovedError, GenerationNotReadyError
+from matchflow_index.following import Follower
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from matchflow_index.comparing import Comparison, ComparisonQuery
+    from matchflow_index.following import Embed
+    from matchflow_index.gallery import Gallery
+    from matchflow_index.records import GallerySpec
+    from matchflow_index.store import GalleryStore
+    from matchflow_index.truth import Generations, Position, StoredGallery, Truth
+
+    # Returns what computes features under the bundle of a digest; None: nobody here can.
+    EmbedOf = Callable[[str], Embed | None]
+
+logger = logging.getLogger(__name__)
+
+# How far behind a generation may be when writers begin to wait for the switch, and how long they wait at most.
+MOST_PENDING, LONGEST_HOLD_S = 1_000, 5.0
+LOOK_S = 0.05
+# How long a process that fills a generation is taken to be alive without saying so again.
+CLAIM_S = 30.0
+# Images of the active generation that are looked at for one page of missing ones.
+PAGE_LOOKS = 4_096
+
+
+class GenerationState(enum.StrEnum):
+    """What a generation is doing."""
+
+    ACTIVE = "active"
+    FILLING = "filling"
+    READY = "ready"
+    """It has every image of the active one."""
+    INCOMPLETE = "incomplete"
+    """It has every image that could be computed."""
+    WAITING_FOR_MODEL = "waiting_for_model"
+    """Images could be computed, but not here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationStatus:
+    """How far a generation is: `missing` images of the active one and `pending` changes of it are not in it."""
+
+    gallery: Gallery
+    state: GenerationState
+    missing: int
+    pending: int
+
+    @property
+    def spec(self) -> GallerySpec:
+        """What the generation is pinned to."""
+        return self.gallery.spec
+
+
+class GalleryGenerations:
+    """The generations of a gallery in an open store; any thread may use it.
+
+    All methods raise GalleryNotFoundError, and those that take a number GenerationNotFoundError.
+    """
+
+    def __init__(self, gallery_id: str, store: GalleryStore, truth: Truth, embed_of: EmbedOf) -> None:
+        """Use `GalleryStore.generations_of`."""
+        self._gallery_id = gallery_id
+        self._store = store
+        self._truth = truth
+        self._embed_of = embed_of
+        self._followers: dict[tuple[str, str], Follower] = {}
+        self._filling = False
+        self._counted: tuple[tuple[int, int], int] = ((-1, -1), 0)
+
+    def add(self, spec: GallerySpec) -> GenerationStatus:
+        """Begin an empty generation beside the active one, scored by default as that one; GenerationExistsError."""
+        active = self._store.gallery(self._gallery_id)
+        stored = self._truth.add_generation(spec)
+        added = self._store.gallery(self._gallery_id, stored.spec.generation)
+        added.set_match_defaults(active.match_defaults)
+        return self.status(stored.spec.generation)
+
+    def drop(self, generation: int) -> None:
+        """Delete a generation with all that is in it; GenerationActiveError."""
+        self._truth.drop_generation(self._store.generations(self._gallery_id).numbered(generation))
+        self._store.generations(self._gallery_id)
+
+    def all(self) -> list[GenerationStatus]:
+        """Return how far each generation is, the active one first."""
+        return [self._status(each, there) for there in [self._store.generations(self._gallery_id)] for each in there]
+
+    def status(self, generation: int) -> GenerationStatus:
+        """Return how far a generation is."""
+        there = self._store.generations(self._gallery_id)
+        return self._status(there.numbered(generation), there)
+
+    def _status(self, stored: StoredGallery, there: Generations) -> GenerationStatus:
+        gallery = self._store.gallery(self._gallery_id, stored.spec.generation)
+        if stored == there.active:
+            return GenerationStatus(gallery=gallery, state=GenerationState.ACTIVE, missing=0, pending=0)
+        follower = self._follower(there)
+        position, source = follower.position, follower.source
+        pending = 0 if position is None else max(0, source.sequence - position.sequence)
+        missing = self._missing_count(follower, position)
+        return GenerationStatus(
+            gallery=gallery, state=self._state(stored, position, missing, pending), missing=missing, pending=pending
+        )
+
+    def _state(self, stored: StoredGallery, position: Position | None, missing: int, pending: int) -> GenerationState:
+        if position is None or not position.complete:
+            able = self._embed_of(stored.spec.bundle_digest) is not None
+            return GenerationState.FILLING if able else GenerationState.WAITING_FOR_MODEL
+        if pending:
+            return GenerationState.FILLING
+        return GenerationState.INCOMPLETE if missing else GenerationState.READY
+
+    def _missing_count(self, follower: Follower, position: Position | None) -> int:
+        """Return how many images of the active generation the other one lacks."""
+        source, target = follower.source, follower.target
+        if position is None or not position.beyond:
+            # What it has, the active one has too.
+            return max(0, source.count - target.count)
+        at = (source.sequence, target.sequence)
+        if self._counted[0] != at:
+            self._counted = (at, source.count - target.count_of(source.image_ids()))
+        return self._counted[1]
+
+    def missing(self, generation: int, after: str | None, limit: int) -> tuple[list[str], str | None]:
+        """Return the ids of up to `limit` images that a generation lacks or has with other content, after an id.
+
+        Of many images only some are looked at: the second value is the id to go on after, None at the end.
+        """
+        there = self._store.generations(self._gallery_id)
+        stored = there.numbered(generation)
+        if stored == there.active:
+            return [], None
+        follower = self._follower(there)
+        with follower.source.snapshot() as snapshot:
+            records = list(islice(snapshot.records(after), PAGE_LOOKS))
+        with follower.target.snapshot() as snapshot:
+            held = snapshot.records_of([record.image_id for record in records])
+        lacking = [
+            record.image_id
+            for record, other in zip(records, held, strict=True)
+            if other is None or other.content_hash != record.content_hash
+        ]
+        if len(lacking) > limit:
+            return lacking[:limit], lacking[limit - 1]
+        return lacking, records[-1].image_id if len(records) == PAGE_LOOKS else None
+
+    def compare(self, generation: int, query: ComparisonQuery) -> Comparison:
+        """Ask a generation and the active one the same; GenerationActiveError."""
+        there = self._store.generations(self._gallery_id)
+        if there.numbered(generation) == there.active:
+            raise GenerationActiveError(self._gallery_id, there.active.spec.generation)
+        follower = self._follower(there)
+        return compare(follower.source, follower.target, query)
+
+    def activate(self, generation: int, *, allow_missing: bool = False, timeout_s: float = 0.0) -> None:
+        """Let a generation be the active one, once it reflects every change of the one that is.
+
+        Raises GenerationNotReadyError when it lacks images, unless that is allowed, or is still behind after a while.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            there = self._store.generations(self._gallery_id)
+            if there.numbered(generation) == there.active:
+                return
+            if self._switched(there, allow_missing=allow_missing):
+                logger.info("gallery %s: generation %d is active", self._gallery_id, generation)
+                self._store.generations(self._gallery_id)
+                return
+            if time.monotonic() >= deadline_s:
+                found = self.status(generation)
+                raise GenerationNotReadyError(
+                    self._gallery_id, generation, missing=found.missing, pending=found.pending
+                )
+            time.sleep(LOOK_S)
+
+    def _switched(self, there: Generations, *, allow_missing: bool) -> bool:
+        """Switch to the other generation if it is ready; tell whether it is active."""
+        follower = self._follower(there)
+        source, generation = follower.source, follower.target.spec.generation
+        position, found = follower.position, self.status(generation)
+        if position is None or not position.complete or found.pending > MOST_PENDING:
+            return False
+        if found.missing > found.pending and not allow_missing:
+            return False
+        embed = self._embed_of(follower.target.spec.bundle_digest)
+        with source.held():
+            end_s = time.monotonic() + LONGEST_HOLD_S
+            try:
+                while follower.step(embed, lambda: time.monotonic() > end_s):
+                    if time.monotonic() > end_s:
+                        return False
+            except GenerationMovedError:
+                return False
+            if self._truth.shared:
+                source.follow(0)
+            position, found = follower.position, self.status(generation)
+            if position is None or found.pending or not position.complete or (found.missing and not allow_missing):
+                return False
+            return self._truth.switch(
+                source.stored, position.sequence, complete=not position.beyond, beyond=bool(found.missing)
+            )
+
+    def fill(self, stopped: Callable[[], bool]) -> bool:
+        """Do a piece of what the other generation lacks, if no other process does; tell whether there was any."""
+        there = self._store.generations(self._gallery_id)
+        self._filling = there.other is not None and self._truth.claim(there.other, CLAIM_S)
+        if there.other is None or not self._filling:
+            return False
+        return self._follower(there).step(self._embed_of(there.other.spec.bundle_digest), stopped)
+
+    def let_go(self) -> None:
+        """Leave the filling to other processes."""
+        other = self._store.generations(self._gallery_id).other
+        if other is not None and self._filling:
+            self._truth.claim(other, 0)
+
+    def erase(self, image_ids: Sequence[str]) -> None:
+        """Delete images from the generation that is not active: what was deleted does not come back with it."""
+        there = self._store.generations(self._gallery_id)
+        if there.other is not None:
+            try:
+                self._store.gallery(self._gallery_id, there.other.spec.generation).erase(image_ids)
+            except GenerationMovedError:
+                # It followed all of the one that was active, up to the switch.
+                return
+
+    def _follower(self, there: Generations) -> Follower:
+        assert there.other is not None
+        key = (there.active.uuid, there.other.uuid)
+        if key not in self._followers:
+            source, target = (self._store.gallery(self._gallery_id, each.spec.generation) for each in there)
+            # One that nobody needs any more may still be at work: it gets a GenerationMovedError.
+            self._followers = {key: Follower(source, target)}
+        return self._followers[key]
