@@ -8,6 +8,7 @@ GalleryIndexError
 ├── GenerationActiveError    that can't be done with the active generation
 ├── GenerationNotReadyError  the generation lacks images of the active one
 ├── GenerationMovedError     the generation was made active, or not active any more, under a write; nothing was done
+├── FillingPausedError       features for a generation can't be computed just now
 ├── ImageNotFoundError       no image of that id in the gallery
 ├── ContentDiffersError      the gallery holds other content under that id
 ├── EtagMismatchError        the image was changed since the caller looked at it
@@ -92,6 +93,10 @@ class GenerationMovedError(GalleryIndexError):
     def __init__(self, gallery_id: str, generation: int) -> None:
         super().__init__(f"generation {generation} of gallery {gallery_id!r} has changed its place; nothing was stored")
         self.gallery_id = gallery_id
+
+
+class FillingPausedError(GalleryIndexError):
+    """Features for a generation can't be computed just now; whoever fills it tries again later."""
 
 
 class ContentDiffersError(GalleryIndexError):

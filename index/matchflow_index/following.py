@@ -17,15 +17,16 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from matchflow_index.checks import check_features
-from matchflow_index.errors import StoreUnavailableError
+from matchflow_index.checks import check_features, check_image
+from matchflow_index.errors import ContentDiffersError, StoreUnavailableError
+from matchflow_index.records import PutOutcome, PutResult
 from matchflow_index.truth import Position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from matchflow_index.gallery import Gallery
-    from matchflow_index.records import GallerySpec, ImageRecord
+    from matchflow_index.records import GallerySpec, ImageRecord, NewImage
     from matchflow_index.writing import Writing
     from matchflow_matching.features import Features
 
@@ -88,6 +89,58 @@ class Follower:
                 self._make_equal([change.image_id for change in changes], reached, embed, stopped)
                 return True
             return embed is not None and not position.complete and self._walk(position, embed, stopped)
+
+    def wanted(self, image_id: str, content_hash: str | None) -> ImageRecord | None:
+        """Return the record of an image of the source whose features the target lacks; None when it has them.
+
+        Features of a thumbnail count as lacking. Raises ImageNotFoundError, and ContentDiffersError when the source
+        has other content than that of a hash; None: whatever it has.
+        """
+        with self.target.snapshot() as snapshot:
+            held = snapshot.record(image_id)
+        record = self.source.get(image_id)
+        if content_hash not in {None, record.content_hash}:
+            raise ContentDiffersError(
+                self.source.spec.gallery_id, image_id, expected=record.content_hash, actual=str(content_hash)
+            )
+        has = held is not None and held.content_hash == record.content_hash and not held.from_thumbnail
+        return None if has else record
+
+    def supply(self, images: Sequence[NewImage]) -> list[PutResult]:
+        """Give the target the features of images of the source; labels and ends are those that they have there.
+
+        MISSING: the source has that content no more, and nothing was done. Raises FeaturesRejectedError and
+        GenerationMovedError.
+        """
+        for image in images:
+            check_image(image, self.target.spec)
+        names = [image.image_id for image in images]
+        with self._turn:
+            with self.target.snapshot() as snapshot:
+                targets = snapshot.records_of(names)
+            with self.source.snapshot() as snapshot:
+                sources = snapshot.records_of(names)
+                # What came as features leaves the picture to the source.
+                kept = [
+                    image.thumbnail or (None if record is None else snapshot.thumbnail(record.row_id))
+                    for image, record in zip(images, sources, strict=True)
+                ]
+
+            def work(writing: Writing) -> list[PutResult]:
+                results = []
+                for image, source, target, picture in zip(images, sources, targets, kept, strict=True):
+                    same = source is not None and source.content_hash == image.content_hash
+                    if source is None or not same or not writing.is_as_known(image.image_id, target):
+                        results.append(PutResult(outcome=PutOutcome.MISSING, row_id=0, sequence=self.target.sequence))
+                        continue
+                    record = writing.take_over(source, image.features, picture, from_thumbnail=False)
+                    outcome = PutOutcome.CREATED if target is None else PutOutcome.UPDATED
+                    results.append(PutResult(outcome=outcome, row_id=record.row_id, sequence=record.sequence))
+                return results
+
+            results = self.target.take_over(work)
+            self._forget_removed(names)
+            return results
 
     def _begin(self) -> Position:
         """Take all changes up to now for granted: the walk through all images looks at what they came to."""

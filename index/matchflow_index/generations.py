@@ -10,8 +10,14 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from matchflow_index.comparing import compare
-from matchflow_index.errors import GenerationActiveError, GenerationMovedError, GenerationNotReadyError
+from matchflow_index.errors import (
+    GenerationActiveError,
+    GenerationMovedError,
+    GenerationNotReadyError,
+    SequenceNotReachedError,
+)
 from matchflow_index.following import Follower
+from matchflow_index.records import GENERATION_STRIDE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -212,6 +218,48 @@ class GalleryGenerations:
             return self._truth.switch(
                 source.stored, position.sequence, complete=not position.beyond, beyond=bool(found.missing)
             )
+
+    def supplied(self, generation: int) -> Follower | None:
+        """Return the follower by which a generation can be given features; None: it is the active one."""
+        there = self._store.generations(self._gallery_id)
+        return None if there.numbered(generation) == there.active else self._follower(there)
+
+    def seen(self, generation: int, sequence: int, timeout_s: float) -> Gallery:
+        """Return a generation, 0: the active one, once its searches see a change of it, or of one active before it.
+
+        SequenceNotReachedError when the time is up before that.
+        """
+        of = (sequence - 1) // GENERATION_STRIDE + 1
+        gallery = self._store.gallery(self._gallery_id, generation)
+        if gallery.spec.generation == of:
+            gallery.wait_for(sequence, timeout_s)
+            return gallery
+        there = self._store.generations(self._gallery_id)
+        gallery = self._store.gallery(self._gallery_id, generation)
+        reached = gallery.sequence
+        if gallery.spec.generation == of:
+            gallery.wait_for(sequence, timeout_s)
+        elif gallery.spec.generation != there.active.spec.generation and of == there.active.spec.generation:
+            reached = self._followed(there, sequence, timeout_s)
+        elif there.other is not None and of == there.other.spec.generation:
+            # Once active, it gave its place away with all that was acknowledged.
+            reached = self._store.gallery(self._gallery_id, of).follow(0)
+        elif of < gallery.spec.generation:
+            # One that is gone gave its place away, too, if it ever was active.
+            reached = sequence
+        if gallery.spec.generation != of and reached < sequence:
+            raise SequenceNotReachedError(self._gallery_id, wanted=sequence, reached=reached)
+        return gallery
+
+    def _followed(self, there: Generations, sequence: int, timeout_s: float) -> int:
+        """Wait until the other generation has followed a change of the active one; return which it has come to."""
+        deadline_s, follower = time.monotonic() + timeout_s, self._follower(there)
+        while True:
+            position = follower.position
+            reached = position.sequence if position is not None and position.complete else 0
+            if reached >= sequence or time.monotonic() >= deadline_s:
+                return reached
+            time.sleep(LOOK_S)
 
     def fill(self, stopped: Callable[[], bool]) -> bool:
         """Do a piece of what the other generation lacks, if no other process does; tell whether there was any."""

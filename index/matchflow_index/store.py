@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from matchflow_index import cell_norms
 from matchflow_index.caches import GalleryCaches
 from matchflow_index.errors import (
+    FillingPausedError,
     GalleryNotFoundError,
     GenerationMovedError,
     GenerationNotFoundError,
@@ -67,6 +68,7 @@ class GalleryStore:
         self._loaded: dict[str, Gallery] = {}
         self._there: dict[str, Generations] = {}
         self._desks: dict[str, GalleryGenerations] = {}
+        self._complaints: dict[str, str] = {}
         self._embed_of: EmbedOf = lambda _: None
         self._closed = False
 
@@ -224,12 +226,24 @@ class GalleryStore:
     def _fill(self) -> bool:
         busy = False
         for stored in self._truth.others():
-            # It may be dropped, deleted or switched to meanwhile.
-            with suppress(GalleryNotFoundError, GenerationNotFoundError, GenerationMovedError):
-                busy |= self.generations_of(stored.spec.gallery_id).fill(self._upkeep.stopped.is_set)
+            gallery_id = stored.spec.gallery_id
+            try:
+                busy |= self.generations_of(gallery_id).fill(self._upkeep.stopped.is_set)
+                self._complaints.pop(gallery_id, None)
+            except (GalleryNotFoundError, GenerationNotFoundError, GenerationMovedError, FillingPausedError):
+                # It was dropped, deleted or switched to meanwhile, or waits for the model.
+                continue
+            except Exception as error:  # noqa: BLE001 - one gallery must not keep the others from being filled
+                self._complain(gallery_id, error)
         if not busy:
             self._upkeep.stopped.wait(IDLE_S)
         return True
+
+    def _complain(self, gallery_id: str, error: Exception) -> None:
+        """Log why a generation is not filled: once, not four times a second."""
+        if self._complaints.get(gallery_id) != str(error):
+            logger.error("the other generation of gallery %s is not filled: %s", gallery_id, error, exc_info=error)
+        self._complaints[gallery_id] = str(error)
 
     def _watch(self) -> bool:
         """Notice what others do to generations."""

@@ -65,7 +65,7 @@ class Writing:
 
     def take_over(
         self, record: ImageRecord, features: Features, thumbnail: bytes | None, *, from_thumbnail: bool
-    ) -> None:
+    ) -> ImageRecord:
         """Store an image of another generation as this one knows it; its times are those that it has there."""
         new = replace(
             record,
@@ -75,6 +75,7 @@ class Writing:
         )
         row = RowLayout.of(self._spec).pack(features)
         self._note(self._transaction.put(new, row, thumbnail if self._spec.keep_thumbnails else None), new, row)
+        return new
 
     def is_as_known(self, image_id: str, record: ImageRecord | None) -> bool:
         """Tell whether an image is still as a record says; None: not there."""

@@ -62,11 +62,12 @@ def gallery_message(gallery: Gallery) -> gallery_pb2.Gallery:
         sequence=gallery.sequence,
         create_time=timestamp(spec.create_time_s),
         without_thumbnails=not spec.keep_thumbnails,
-        default_rerank=_default_rerank(gallery),
+        default_rerank=default_rerank(gallery),
+        generation=spec.generation,
     )
 
 
-def _default_rerank(gallery: Gallery) -> matching_pb2.Rerank | None:
+def default_rerank(gallery: Gallery) -> matching_pb2.Rerank | None:
     """Return how a gallery's pairs are scored by default; None when that can't be read: the rest can."""
     try:
         default = gallery.match_defaults
@@ -88,6 +89,7 @@ def image_message(gallery_id: str, record: ImageRecord) -> gallery_pb2.Image:
         update_time=timestamp(record.update_time_s),
         expire_time=None if record.expire_time_s is None else timestamp(record.expire_time_s),
         etag=etag(record.sequence),
+        from_thumbnail=record.from_thumbnail,
     )
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from google.protobuf import field_mask_pb2
 
-    from matchflow_index import Gallery, GalleryStore
+    from matchflow_index import Gallery, GalleryStore, ImageRecord
     from matchflow_service.models import Models
     from matchflow_service.workers import Workers
 
@@ -155,13 +155,14 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
         paths, ends = set(request.update_mask.paths), request.image.WhichOneof("expiration")
         if not paths:
             paths = {"labels"} | ({ends} if ends else set())
-        record = self._store.gallery(name.gallery_id).update(
-            name.image_id,
-            labels=parse_labels(request.image.labels, "image.labels") if "labels" in paths else None,
-            expire_time_s=parse_expiry(request.image, "image.") if paths - {"labels"} else Unchanged.UNCHANGED,
-            if_sequence=parse_etag(request.image.etag, "image.etag"),
-        )
-        return image_message(name.gallery_id, record)
+        labels = parse_labels(request.image.labels, "image.labels") if "labels" in paths else None
+        end = parse_expiry(request.image, "image.") if paths - {"labels"} else Unchanged.UNCHANGED
+        if_sequence = parse_etag(request.image.etag, "image.etag")
+
+        def update(gallery: Gallery) -> ImageRecord:
+            return gallery.update(name.image_id, labels=labels, expire_time_s=end, if_sequence=if_sequence)
+
+        return image_message(name.gallery_id, self._store.on_active(name.gallery_id, update))
 
     def _delete_images(self, request: gallery_pb2.DeleteImagesRequest) -> gallery_pb2.DeleteImagesResponse:
         gallery_id = names.parse_gallery(request.parent, "parent")
@@ -174,7 +175,7 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
             if image_id not in ids or sequence is None:
                 raise FieldInvalidError(field, "expected an etag of one of `names`; got none, or one of another image")
             current[image_id] = sequence
-        deleted, missing = self._store.gallery(gallery_id).delete(ids, if_sequences=current)
+        deleted, missing = self._store.delete_images(gallery_id, ids, if_sequences=current)
         return gallery_pb2.DeleteImagesResponse(deleted_count=deleted, missing_count=missing)
 
 

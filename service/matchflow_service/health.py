@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from matchflow.v1 import gallery_pb2, ingest_pb2, model_pb2, search_pb2
+from matchflow.v1 import gallery_pb2, generation_pb2, ingest_pb2, model_pb2, search_pb2
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -17,6 +17,7 @@ SERVICES = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name
     for file, name in (
         (gallery_pb2, "GalleryService"),
+        (generation_pb2, "GenerationService"),
         (ingest_pb2, "IngestService"),
         (search_pb2, "SearchService"),
         (model_pb2, "ModelService"),

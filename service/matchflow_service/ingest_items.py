@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matchflow_index import Gallery, Labels
+    from matchflow_index.following import Follower
     from matchflow_matching import Features
     from matchflow_service.images import ImageReader
     from matchflow_service.models import Model
@@ -51,6 +52,7 @@ class Item:
     if_sequence: int | None
     data: bytes
     features: Features | None
+    bundle_digest: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +107,45 @@ def parse_item(request: ingest_pb2.IngestImagesRequest, gallery: Gallery) -> Ite
         if_sequence=if_sequence,
         data=request.image_bytes,
         features=features,
+        bundle_digest=request.features.bundle_digest if features is not None else None,
+    )
+
+
+def parse_supplied_item(request: ingest_pb2.IngestImagesRequest, gallery: Gallery) -> Item:
+    """Return an item for a generation that is not active; raises what makes it a bad one."""
+    for field, given in (("etag", bool(request.etag)), ("must_be_new", request.must_be_new)):
+        if given:
+            raise FieldInvalidError(field, "expected none with a generation that is not active; got one")
+    return parse_item(request, gallery)
+
+
+def make_supplied_ready(item: Item, follower: Follower, model: Model, reader: ImageReader) -> ReadyItem | PutResult:
+    """Return an item for a generation that is not active, decoded, or what became of it without; blocks.
+
+    Raises ImageError, ImageNotFoundError, ContentDiffersError.
+    """
+    content_hash = None if item.features else hashlib.sha256(item.data).hexdigest()
+    record = follower.wanted(item.image_id, content_hash)
+    target = follower.target
+    if record is None:
+        held = target.get(item.image_id)
+        return PutResult(outcome=PutOutcome.UNCHANGED, row_id=held.row_id, sequence=target.sequence)
+    if item.features:
+        target.require_bundle(str(item.bundle_digest))
+        return ReadyItem(item=item, content_hash=record.content_hash)
+    image = reader.read(item.data, model.preprocessing, with_thumbnail=target.spec.keep_thumbnails)
+    return ReadyItem(
+        item=item,
+        content_hash=record.content_hash,
+        width_px=image.width_px,
+        height_px=image.height_px,
+        thumbnail=image.thumbnail,
+        model_input=image.model_input,
     )
 
 
 def make_ready(item: Item, gallery: Gallery, model: Model, reader: ImageReader) -> ReadyItem | KnownImage | PutResult:
-    """Return the item decoded; raises ImageError. Blocks.
+    """Return the item decoded; raises ImageError, and BundleMismatchError for features of another. Blocks.
 
     Of an item whose content the gallery holds nothing is decoded: it is a KnownImage where its labels or its end are
     new, and where they are not, whatever its etag, its result.
@@ -127,6 +163,8 @@ def make_ready(item: Item, gallery: Gallery, model: Model, reader: ImageReader) 
             )
         return PutResult(outcome=PutOutcome.UNCHANGED, row_id=record.row_id, sequence=gallery.sequence)
     if item.features:
+        # There may have been a switch since they were read.
+        gallery.require_bundle(str(item.bundle_digest))
         return ReadyItem(item=item, content_hash=content_hash)
     image = reader.read(item.data, model.preprocessing, with_thumbnail=gallery.spec.keep_thumbnails)
     return ReadyItem(
@@ -139,8 +177,8 @@ def make_ready(item: Item, gallery: Gallery, model: Model, reader: ImageReader) 
     )
 
 
-def stored(item: Item, result: PutResult, durability: Durability) -> ingest_pb2.IngestImagesResponse:
-    """Return the answer to an item that the gallery took, in a store that promises so much."""
+def stored(item: Item, result: PutResult, durability: Durability, generation: int) -> ingest_pb2.IngestImagesResponse:
+    """Return the answer to an item that a generation of the gallery took, in a store that promises so much."""
     return ingest_pb2.IngestImagesResponse(
         item_id=item.item_id,
         name=item.name,
@@ -149,6 +187,7 @@ def stored(item: Item, result: PutResult, durability: Durability) -> ingest_pb2.
         row_id=result.row_id,
         sequence=result.sequence,
         durability=DURABILITIES[durability],
+        generation=generation,
     )
 
 

@@ -13,7 +13,8 @@ from matchflow_service import names
 from matchflow_service.calls import request_id
 from matchflow_service.errors import FieldInvalidError, ShuttingDownError
 from matchflow_service.ingest_items import refused
-from matchflow_service.ingest_stream import IngestStream, StreamPlace
+from matchflow_service.ingest_place import StreamPlace
+from matchflow_service.ingest_stream import IngestStream
 from matchflow_service.statuses import status_of
 from matchflow_service.workers import on
 
@@ -56,8 +57,9 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         if first is None:
             return
         gallery_id = names.parse_image(first.name, "name").gallery_id
-        place = await on(self._workers.store, partial(self._place, gallery_id))
-        await IngestStream(place, context.write).run(first, requests)
+        generation = names.check_generation(first.generation, "generation")
+        find = partial(on, self._workers.store, partial(self._place, gallery_id, generation))
+        await IngestStream(await find(), find, context.write).run(first, requests)
 
     async def _first_with_a_gallery(
         self, requests: AsyncIterator[ingest_pb2.IngestImagesRequest], context: Any
@@ -87,10 +89,14 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             coming.cancel()
             stopping.cancel()
 
-    def _place(self, gallery_id: str) -> StreamPlace:
-        gallery = self._store.gallery(gallery_id)
+    def _place(self, gallery_id: str, generation: int) -> StreamPlace:
+        """Return where images go now; raises GalleryNotFoundError, GenerationNotFoundError, BundleNotLoadedError."""
+        follower = self._store.generations_of(gallery_id).supplied(generation) if generation else None
+        gallery = self._store.gallery(gallery_id) if follower is None else follower.target
         return StreamPlace(
             gallery=gallery,
+            follower=follower,
+            generation=generation,
             durability=self._store.durability,
             model=self._models.of_bundle(gallery.spec.bundle_digest),
             reader=self._reader,

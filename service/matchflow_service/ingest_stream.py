@@ -20,6 +20,7 @@ import numpy as np
 from matchflow_index import (
     EtagMismatchError,
     GalleryNotFoundError,
+    GenerationMovedError,
     ImageRejectedError,
     KnownImage,
     NewImage,
@@ -29,7 +30,12 @@ from matchflow_index import (
 )
 from matchflow_service.calls import request_id
 from matchflow_service.errors import ShuttingDownError
-from matchflow_service.ingest_items import Item, ReadyItem, make_ready, parse_item, refused, stored
+from matchflow_service.ingest_items import (
+    Item,
+    ReadyItem,
+    refused,
+    stored,
+)
 from matchflow_service.statuses import status_of
 from matchflow_service.workers import on
 
@@ -40,15 +46,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matchflow.v1 import ingest_pb2
-    from matchflow_index import Gallery, GalleryIndexError
-    from matchflow_index.truth import Durability
-    from matchflow_service.images import ImageReader
-    from matchflow_service.models import Model
-    from matchflow_service.workers import Workers
+    from matchflow_index import GalleryIndexError
+    from matchflow_service.ingest_place import StreamPlace
 
 log = logging.getLogger(__name__)
 
-_Writable: TypeAlias = tuple[Item, NewImage | KnownImage]
+# With the place for which it was computed.
+_Writable: TypeAlias = "tuple[Item, NewImage | KnownImage, StreamPlace]"
 
 CHUNK_ITEMS = 16
 # A commit costs about as much as writing ten images, so a group waits a little for what is still on its way.
@@ -59,23 +63,11 @@ MAX_ITEMS = 512
 MAX_BYTES = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamPlace:
-    """Where a stream's images go, and what works on them."""
-
-    gallery: Gallery
-    durability: Durability
-    model: Model
-    reader: ImageReader
-    workers: Workers
-    lanes: int
-    draining: asyncio.Event
-
-
 @dataclass(slots=True, kw_only=True)
 class _Chunk:
     """What became of the items that one lane took; `inputs` uint8 [n, H, W, 3] are those of `images`."""
 
+    place: StreamPlace
     refused: list[tuple[Item, Exception]] = field(default_factory=list)
     unchanged: list[tuple[Item, PutResult]] = field(default_factory=list)
     writable: list[_Writable] = field(default_factory=list)
@@ -95,9 +87,14 @@ class IngestStream:
     """Takes the messages of one stream and answers each."""
 
     def __init__(
-        self, place: StreamPlace, answer: Callable[[ingest_pb2.IngestImagesResponse], Awaitable[None]]
+        self,
+        place: StreamPlace,
+        find_place: Callable[[], Awaitable[StreamPlace]],
+        answer: Callable[[ingest_pb2.IngestImagesResponse], Awaitable[None]],
     ) -> None:
+        """Begin at a place; `find_place` says where images go after a switch."""
         self._place = place
+        self._find_place = find_place
         self._answer = answer
         self._waiting: asyncio.Queue[Item] = asyncio.Queue()
         self._encoded: asyncio.Queue[list[_Writable]] = asyncio.Queue()
@@ -147,7 +144,7 @@ class IngestStream:
 
     async def _admit(self, request: ingest_pb2.IngestImagesRequest) -> None:
         try:
-            item = parse_item(request, self._place.gallery)
+            item = self._place.item(request)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with an item is that item's answer
             self._take(0)
             self._answers.put_nowait((refused(request.item_id, request.name, self._status(error)), 0))
@@ -171,18 +168,19 @@ class IngestStream:
         self._bytes_in_flight += size
 
     async def _lane(self) -> None:
-        limit = min(CHUNK_ITEMS, self._place.model.queue.batch_size)
         while True:
+            limit = min(CHUNK_ITEMS, self._place.model.queue.batch_size)
             items = [await self._waiting.get()]
             while len(items) < limit and not self._waiting.empty():
                 items.append(self._waiting.get_nowait())
             await self._encode(await on(self._place.workers.images, partial(self._make_ready, items)))
 
     def _make_ready(self, items: list[Item]) -> _Chunk:
-        chunk, place = _Chunk(), self._place
+        place = self._place
+        chunk = _Chunk(place=place)
         for item in items:
             try:
-                outcome = make_ready(item, place.gallery, place.model, place.reader)
+                outcome = place.ready(item)
             except GalleryNotFoundError:
                 raise  # the end of the stream, not of the item
             except Exception as error:  # noqa: BLE001 - as in _admit
@@ -192,9 +190,9 @@ class IngestStream:
                 case PutResult():
                     chunk.unchanged.append((item, outcome))
                 case KnownImage():
-                    chunk.writable.append((item, outcome))
+                    chunk.writable.append((item, outcome, place))
                 case ReadyItem() if item.features:
-                    chunk.writable.append((item, outcome.new_image(item.features)))
+                    chunk.writable.append((item, outcome.new_image(item.features), place))
                 case ReadyItem():
                     chunk.images.append(outcome)
         if chunk.images:
@@ -209,12 +207,13 @@ class IngestStream:
         writable = chunk.writable
         if chunk.inputs is not None:
             try:
-                features = await self._place.model.queue.encode_in_turn(chunk.inputs)
+                features = await chunk.place.model.queue.encode_in_turn(chunk.inputs)
             except Exception as error:  # noqa: BLE001 - as in _admit
                 for ready in chunk.images:
                     self._refuse(ready.item, error)
             else:
-                writable += [(ready.item, ready.new_image(features[i])) for i, ready in enumerate(chunk.images)]
+                images = [ready.new_image(features[i]) for i, ready in enumerate(chunk.images)]
+                writable += [(image[0].item, image[1], chunk.place) for image in zip(chunk.images, images, strict=True)]
         if writable:
             self._encoded.put_nowait(writable)
 
@@ -228,21 +227,43 @@ class IngestStream:
             await self._put(group)
 
     async def _put(self, group: list[_Writable]) -> None:
-        put = partial(self._place.gallery.put, [image for _, image in group])
+        place, group = self._place, self._current(group)
+        if not group:
+            return
+        put = partial(place.put, [image for _, image, _ in group])
         try:
-            results = await on(self._place.workers.store, put)
+            results = await on(place.workers.store, put)
         except (ImageRejectedError, EtagMismatchError) as error:
             await self._put_one_by_one(group, error)
+        except GenerationMovedError as error:
+            await self._move(group, error)
         except StoreUnavailableError as error:
-            for item, _ in group:
+            for item, _, _ in group:
                 self._refuse(item, error)
         else:
-            for (item, _), result in zip(group, results, strict=True):
+            for (item, _, _), result in zip(group, results, strict=True):
                 if result.outcome is PutOutcome.MISSING:
                     # Another call took the content away meanwhile; it is still here, so it is decoded after all.
                     self._waiting.put_nowait(item)
                 else:
                     self._finish(item, self._stored(item, result))
+
+    def _current(self, group: list[_Writable]) -> list[_Writable]:
+        """Return what was computed for the place where images go now; what was not is computed anew."""
+        for item, _, place in group:
+            if place is not self._place:
+                self._waiting.put_nowait(item)
+        return [each for each in group if each[2] is self._place]
+
+    async def _move(self, group: list[_Writable], error: GenerationMovedError) -> None:
+        """Go on at the generation that is active now; who named one that has changed its role hears of it."""
+        if self._place.generation:
+            for item, _, _ in group:
+                self._refuse(item, error)
+            return
+        self._place = await self._find_place()
+        for item, _, _ in group:
+            self._waiting.put_nowait(item)
 
     async def _put_one_by_one(self, group: list[_Writable], error: GalleryIndexError) -> None:
         """Find the bad item of a group, which was refused as a whole."""
@@ -264,7 +285,7 @@ class IngestStream:
         return status_of(error, request_id.get())
 
     def _stored(self, item: Item, result: PutResult) -> ingest_pb2.IngestImagesResponse:
-        return stored(item, result, self._place.durability)
+        return stored(item, result, self._place.durability, self._place.gallery.spec.generation)
 
     def _refuse(self, item: Item, error: Exception) -> None:
         self._finish(item, refused(item.item_id, item.name, self._status(error)))

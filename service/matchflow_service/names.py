@@ -1,4 +1,4 @@
-"""Resource names: models/{model}, galleries/{gallery}, galleries/{gallery}/images/{image}."""
+"""Resource names: models/{model}, galleries/{gallery}, and below that images/{image} and generations/{number}."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from matchflow_service.errors import FieldInvalidError, shown
 
+GENERATION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 GALLERY_ID = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
 MAX_IMAGE_ID_LENGTH = 256
 
@@ -26,6 +27,29 @@ class ImageName:
 def gallery_name(gallery_id: str) -> str:
     """Return galleries/{gallery_id}."""
     return f"galleries/{gallery_id}"
+
+
+def generation_name(gallery_id: str, generation: int) -> str:
+    """Return galleries/{gallery_id}/generations/{generation}."""
+    return f"galleries/{gallery_id}/generations/{generation}"
+
+
+def parse_generation(value: str, field: str) -> tuple[str, int]:
+    """Return both parts of galleries/{gallery}/generations/{generation}; raise FieldInvalidError for anything else."""
+    parts = value.split("/")
+    well_formed = len(parts) == 4 and parts[0] == "galleries" and parts[2] == "generations"  # noqa: PLR2004 - as above
+    if not (well_formed and GALLERY_ID.fullmatch(parts[1]) and GENERATION.fullmatch(parts[3])):
+        raise FieldInvalidError(
+            field, f"expected galleries/{{gallery}}/generations/{{number from 1 on}}; got {shown(value)}"
+        )
+    return parts[1], int(parts[3])
+
+
+def check_generation(value: int, field: str) -> int:
+    """Return the number of a generation, 0 for the active one; raise FieldInvalidError for anything else."""
+    if not (value == 0 or GENERATION.fullmatch(str(value))):
+        raise FieldInvalidError(field, f"expected the number of a generation, or 0 for the active one; got {value}")
+    return value
 
 
 def model_name(model_id: str) -> str:

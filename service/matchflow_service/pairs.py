@@ -40,15 +40,19 @@ async def find_pair(
     image: search_pb2.Query,
     rerank: matching_pb2.Rerank,
     *,
+    generation: int = 0,
     model: str = "",
     with_rgb: bool = False,
 ) -> Pair:
     """Return both sides, computed by one and the same bundle, and how they are scored.
 
-    A stored side decides which bundle, and what `rerank` without a mode means: the image, or else the query. Without
-    any, `model` does ("models/{model}", empty: the default), and for features on both sides their own.
+    A stored side decides which bundle, and what `rerank` without a mode means: the image, or else the query, as
+    `generation` of its gallery has it (0: the active one). Without any, `model` does ("models/{model}", empty: the
+    default), and for features on both sides their own.
     """
-    basis, settings = await on(sides.workers.search, partial(_terms, sides, query, image, rerank, model))
+    names.check_generation(generation, "generation")
+    terms = partial(_terms, sides, query, image, rerank, generation=generation, model=model)
+    basis, settings = await on(sides.workers.search, terms)
     first, second = await asyncio.gather(
         sides.of(query, "query", basis, with_rgb=with_rgb), sides.of(image, "image", basis)
     )
@@ -56,13 +60,19 @@ async def find_pair(
 
 
 def _terms(
-    sides: Sides, query: search_pb2.Query, image: search_pb2.Query, rerank: matching_pb2.Rerank, model: str
+    sides: Sides,
+    query: search_pb2.Query,
+    image: search_pb2.Query,
+    rerank: matching_pb2.Rerank,
+    *,
+    generation: int,
+    model: str,
 ) -> tuple[Basis, MatchSettings]:
     # The image first: it is the hit, and its gallery's default is how a search scored it.
     for side, field in ((image, "image.image"), (query, "query.image")):
         if side.WhichOneof("source") == "image":
-            gallery = sides.store.gallery(names.parse_image(side.image, field).gallery_id)
-            return Basis.of(gallery.spec), rerank_in(gallery, rerank).settings
+            gallery = sides.store.gallery(names.parse_image(side.image, field).gallery_id, generation)
+            return Basis.within(gallery), rerank_in(gallery, rerank).settings
     settings = parse_rerank(rerank).settings
     if model:
         return Basis.of(sides.models.named(names.parse_model(model, "model"))), settings
@@ -91,6 +101,7 @@ def compared(pair: Pair, max_flows: int | None) -> search_pb2.CompareResponse:
 def explained(pair: Pair, max_flows: int | None) -> search_pb2.ExplainResponse:
     """Return what `compared` does, of a stored image."""
     assert pair.image.stored is not None
+    assert pair.image.gallery is not None
     assert pair.image.record is not None
     scored = score_pair(pair.query, pair.image, pair.settings, max_flows)
     query_weights, image_weights = weights(scored, pair.settings)
@@ -105,6 +116,7 @@ def explained(pair: Pair, max_flows: int | None) -> search_pb2.ExplainResponse:
         query_cell_shares=query_cell_shares,
         image_cell_shares=image_cell_shares,
         rerank=rerank_message(pair.settings),
+        generation=pair.image.gallery.spec.generation,
     )
 
 

@@ -57,14 +57,22 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def Compare(self, request: search_pb2.CompareRequest, context: Any) -> search_pb2.CompareResponse:
         """See the contract."""
         max_flows = _max_flows(request)
-        finding = find_pair(self._sides, request.query, request.image, request.rerank, model=request.model)
+        finding = find_pair(
+            self._sides,
+            request.query,
+            request.image,
+            request.rerank,
+            generation=request.generation,
+            model=request.model,
+        )
         pair = await Deadline.of(context).bound(finding)
         return await on(self._pool, partial(compared, pair, max_flows))
 
     async def Explain(self, request: search_pb2.ExplainRequest, context: Any) -> search_pb2.ExplainResponse:
         """See the contract."""
         max_flows = _max_flows(request)
-        finding = find_pair(self._sides, request.query, _stored(request.image), request.rerank)
+        image = _stored(request.image)
+        finding = find_pair(self._sides, request.query, image, request.rerank, generation=request.generation)
         pair = await Deadline.of(context).bound(finding)
         return await on(self._pool, partial(explained, pair, max_flows))
 
@@ -75,7 +83,14 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             parts = fields.whole(request.max_flows, "max_flows", low=1, high=MAX_PARTS)
         if request.HasField("height_px"):
             height_px = fields.whole(request.height_px, "height_px", low=128, high=1024)
-        finding = find_pair(self._sides, request.query, _stored(request.image), request.rerank, with_rgb=True)
+        finding = find_pair(
+            self._sides,
+            request.query,
+            _stored(request.image),
+            request.rerank,
+            generation=request.generation,
+            with_rgb=True,
+        )
         pair = await Deadline.of(context).bound(finding)
         return await on(self._pool, partial(rendered, self._sides, pair, max_flows=parts, height_px=height_px))
 

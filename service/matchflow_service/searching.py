@@ -54,7 +54,10 @@ class Search:
 
 
 def parse_search(request: search_pb2.SearchRequest, sides: Sides) -> Search:
-    """Check a request. Blocks on the store; raises FieldInvalidError, GalleryNotFoundError, SequenceNotReachedError."""
+    """Check a request, and pin the generation that answers it. Blocks on the store.
+
+    Raises FieldInvalidError, GalleryNotFoundError, GenerationNotFoundError, SequenceNotReachedError.
+    """
     gallery_id = names.parse_gallery(request.gallery, "gallery")
     has = request.HasField
     top_k = fields.whole(request.top_k, "top_k", low=1, high=MAX_TOP_K) if has("top_k") else DEFAULT_TOP_K
@@ -70,12 +73,14 @@ def parse_search(request: search_pb2.SearchRequest, sides: Sides) -> Search:
     group_by, group_limit = _groups(request)
     exclude_same = parse_exclude_same(request)
     image_filter = parse_filter(request.filter, gallery_id, also_excluded=excluded)
-    gallery = sides.store.gallery(gallery_id)
+    generation = names.check_generation(request.generation, "generation")
     if request.at_least_sequence:
-        gallery.wait_for(request.at_least_sequence, MAX_WAIT_S)
+        gallery = sides.store.generations_of(gallery_id).seen(generation, request.at_least_sequence, MAX_WAIT_S)
+    else:
+        gallery = sides.store.gallery(gallery_id, generation)
     return Search(
         gallery=gallery,
-        basis=Basis.of(gallery.spec),
+        basis=Basis.within(gallery),
         query=request.query,
         filter=image_filter,
         exclude_same=exclude_same,
@@ -130,6 +135,7 @@ def answer(search: Search, side: Side, sides: Sides, deadline: Deadline) -> sear
         timings=_timings(found, side),
         exact=found.exact,
         proved_below=found.proved_below,
+        generation=search.gallery.spec.generation,
         rerank=rerank_message(search.scoring.settings, search.scoring.depth),
     )
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Self
 import grpc
 from threadpoolctl import threadpool_limits
 
-from matchflow.v1 import gallery_pb2_grpc, ingest_pb2_grpc, model_pb2_grpc, search_pb2_grpc
+from matchflow.v1 import (
+    gallery_pb2_grpc,
+    generation_pb2_grpc,
+    ingest_pb2_grpc,
+    model_pb2_grpc,
+    search_pb2_grpc,
+)
 from matchflow_bundle import BundleError, Encoder, load_bundle
 from matchflow_index import GalleryStore, StoreUnavailableError
 from matchflow_index.redis_address import RedisAddress
@@ -23,7 +29,9 @@ from matchflow_service import logs
 from matchflow_service.calls import CallInterceptor, CallsInFlight
 from matchflow_service.encoding import EncoderQueue
 from matchflow_service.errors import StartError
+from matchflow_service.filling import Filling
 from matchflow_service.gallery_service import GalleryServicer
+from matchflow_service.generation_service import GenerationServicer
 from matchflow_service.health import Health
 from matchflow_service.images import ImageReader
 from matchflow_service.ingest_service import IngestServicer
@@ -97,6 +105,9 @@ class MatchflowServer:
         health = Health(server)
         self._closing.push_async_callback(self._drain, server, health)
         await server.start()
+        filling = Filling(self.models, self.sides.reader)
+        self._closing.callback(filling.close)
+        store.fill(filling.of)
         await health.serving()
         log.info(
             "listening",
@@ -141,6 +152,9 @@ class MatchflowServer:
         self.sides = sides = Sides(store=store, models=models, reader=reader, workers=workers)
         gallery_pb2_grpc.add_GalleryServiceServicer_to_server(
             GalleryServicer(store=store, models=models, workers=workers), server
+        )
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(
+            GenerationServicer(store=store, models=models, workers=workers), server
         )
         ingest_pb2_grpc.add_IngestServiceServicer_to_server(
             IngestServicer(

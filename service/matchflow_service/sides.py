@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matchflow.v1 import search_pb2, types_pb2
-    from matchflow_index import GallerySpec, GalleryStore, ImageRecord
+    from matchflow_index import Gallery, GallerySpec, GalleryStore, ImageRecord
     from matchflow_matching import CellGrid, Features
     from matchflow_service.images import ImageReader
     from matchflow_service.models import Model, Models
@@ -33,24 +33,33 @@ class Basis:
     bundle_digest: str
     grid: CellGrid
     embedding_dim: int
+    gallery: Gallery | None = None
+    """The generation that stored images of its gallery are taken from, whatever is active meanwhile."""
 
     @classmethod
     def of(cls, pinned: GallerySpec | Model) -> Basis:
         """Return the basis of whatever is pinned to a bundle."""
         return cls(bundle_digest=pinned.bundle_digest, grid=pinned.grid, embedding_dim=pinned.embedding_dim)
 
+    @classmethod
+    def within(cls, gallery: Gallery) -> Basis:
+        """Return the basis of a generation of a gallery."""
+        return replace(cls.of(gallery.spec), gallery=gallery)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
     """One image of a comparison.
 
-    `stored` and `record` are there for a stored image, `rgb` uint8 [H, W, 3] for one that was sent, where asked for.
+    `stored`, `record` and `gallery` are there for a stored image, `rgb` uint8 [H, W, 3] for one that was sent, where
+    asked for.
     """
 
     features: Features
     bundle_digest: str
     geometry: Geometry
     stored: ImageName | None = None
+    gallery: Gallery | None = None
     record: ImageRecord | None = None
     rgb: NDArray[np.uint8] | None = None
     decode_s: float = 0.0
@@ -105,7 +114,9 @@ class Sides:
                 raise FieldInvalidError(field, "expected one of image_bytes, image or features; got none")
 
     def _stored(self, name: ImageName, basis: Basis) -> Side:
-        gallery = self.store.gallery(name.gallery_id)
+        pinned = basis.gallery
+        same = pinned is not None and pinned.spec.gallery_id == name.gallery_id
+        gallery = pinned if pinned is not None and same else self.store.gallery(name.gallery_id)
         require_same_bundle(basis.bundle_digest, gallery.spec.bundle_digest)
         record = gallery.get(name.image_id)
         return Side(
@@ -113,6 +124,7 @@ class Sides:
             bundle_digest=basis.bundle_digest,
             geometry=self.geometry(basis, record.width_px, record.height_px),
             stored=name,
+            gallery=gallery,
             record=record,
         )
 
@@ -136,9 +148,9 @@ class Sides:
         """Return what can be drawn of a side; raises ThumbnailMissingError."""
         if side.rgb is not None:
             return side.rgb
-        if side.stored is None:
+        if side.stored is None or side.gallery is None:
             raise FieldInvalidError("query.features", "expected image_bytes or image: features have no picture")
-        data = self.store.gallery(side.stored.gallery_id).thumbnail(side.stored.image_id)
+        data = side.gallery.thumbnail(side.stored.image_id)
         if data is None:
             raise ThumbnailMissingError(str(side.stored))
         return self.reader.decode(data)

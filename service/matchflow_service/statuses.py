@@ -14,10 +14,16 @@ from matchflow.v1 import types_pb2
 from matchflow_bundle import ImageTooLargeError, ImageUnreadableError
 from matchflow_index import (
     BundleMismatchError,
+    ContentDiffersError,
     EtagMismatchError,
     FeaturesRejectedError,
     GalleryExistsError,
     GalleryNotFoundError,
+    GenerationActiveError,
+    GenerationExistsError,
+    GenerationMovedError,
+    GenerationNotFoundError,
+    GenerationNotReadyError,
     ImageNotFoundError,
     ImageRejectedError,
     InvalidQueryError,
@@ -64,6 +70,14 @@ def _both_etags(error: EtagMismatchError) -> dict[str, str]:
 
 def _both_sequences(error: SequenceNotReachedError) -> dict[str, str]:
     return {"wanted_sequence": str(error.wanted), "reached_sequence": str(error.reached)}
+
+
+def _both_hashes(error: ContentDiffersError) -> dict[str, str]:
+    return {"expected_hash": error.expected, "actual_hash": error.actual}
+
+
+def _what_is_missing(error: GenerationNotReadyError) -> dict[str, str]:
+    return {"missing_count": str(error.missing), "pending_changes": str(error.pending)}
 
 
 def _violation(error: errors.FieldInvalidError) -> list[Message]:
@@ -113,6 +127,15 @@ RULES: dict[type[BaseException], Rule] = {
         code_pb2.NOT_FOUND, types_pb2.ERROR_REASON_MODEL_NOT_FOUND, lambda e: {"model": e.model}
     ),
     GalleryExistsError: Rule(code_pb2.ALREADY_EXISTS, types_pb2.ERROR_REASON_GALLERY_EXISTS),
+    GenerationNotFoundError: Rule(code_pb2.NOT_FOUND, types_pb2.ERROR_REASON_GENERATION_NOT_FOUND),
+    GenerationExistsError: Rule(code_pb2.ALREADY_EXISTS, types_pb2.ERROR_REASON_GENERATION_EXISTS),
+    GenerationActiveError: Rule(code_pb2.FAILED_PRECONDITION, types_pb2.ERROR_REASON_GENERATION_ACTIVE),
+    # Only who gives features to a generation hears of it: everybody else writes to the next one.
+    GenerationMovedError: Rule(code_pb2.FAILED_PRECONDITION, types_pb2.ERROR_REASON_GENERATION_ACTIVE),
+    GenerationNotReadyError: Rule(
+        code_pb2.FAILED_PRECONDITION, types_pb2.ERROR_REASON_GENERATION_NOT_READY, _what_is_missing
+    ),
+    ContentDiffersError: Rule(code_pb2.FAILED_PRECONDITION, types_pb2.ERROR_REASON_CONTENT_DIFFERS, _both_hashes),
     errors.ThumbnailMissingError: Rule(
         code_pb2.FAILED_PRECONDITION, types_pb2.ERROR_REASON_THUMBNAIL_MISSING, lambda e: {"image": e.name}
     ),

@@ -542,7 +542,7 @@ class CompareRequest(_message.Message):
     model: _builtins.str
     """Model for image bytes when neither side is stored; empty: the default."""
     generation: _builtins.int
-    """The generation that stored sides are taken from. 0: the active one of each gallery."""
+    """The generation of the gallery of `image`, or of `query` when only that is stored. 0: the active one."""
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
