@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from matchflow_bundle import Bundle, BundleError, BundleExistsError, load_bundle
+from matchflow_matching import CellGrid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,19 +58,31 @@ def sample_images() -> dict[str, list[Path]]:
 def sample_bundle(sample_images: dict[str, list[Path]]) -> Bundle:
     """EfficientNet-lite0 at 128 px, 4 x 4 cells of 128, its head fitted on the samples; kept between runs."""
     assert sample_images
-    path = BUNDLE_CACHE / _sources_digest()
+    return _kept_or_exported("lite0")
+
+
+@pytest.fixture(scope="session")
+def other_bundle(sample_images: dict[str, list[Path]]) -> Bundle:
+    """Another model of the same backbone, at 96 px with 3 x 3 cells of 64; kept between runs."""
+    assert sample_images
+    return _kept_or_exported("other", height_px=96, width_px=96, embedding_dim=64, cells=3)
+
+
+def _kept_or_exported(name: str, *, cells: int = 4, **settings: int) -> Bundle:
+    path = BUNDLE_CACHE / f"{name}-{_sources_digest()}"
     try:
         return load_bundle(path)
     except BundleError:
-        return _export(path)
+        return _export(path, name, cells, settings)
 
 
-def _export(path: Path) -> Bundle:
+def _export(path: Path, name: str, cells: int, settings: dict[str, int]) -> Bundle:
     # torch takes seconds to import, and a kept bundle needs none of it.
     from matchflow_exporter import ExportSettings, export_bundle  # noqa: PLC0415
 
+    wanted: dict[str, Any] = {**settings, "grid": CellGrid(rows=cells, columns=cells)}
     try:
-        return export_bundle(ExportSettings(name="lite0", head_images=SAMPLES), path, overwrite=path.exists())
+        return export_bundle(ExportSettings(name=name, head_images=SAMPLES, **wanted), path, overwrite=path.exists())
     except BundleExistsError:
         # Another test run finished it first.
         return load_bundle(path)

@@ -21,6 +21,7 @@ from PIL import Image
 from matchflow.v1 import (
     gallery_pb2,
     gallery_pb2_grpc,
+    generation_pb2_grpc,
     ingest_pb2,
     ingest_pb2_grpc,
     model_pb2_grpc,
@@ -123,6 +124,7 @@ class Api:
             ],
         )
         self.galleries = gallery_pb2_grpc.GalleryServiceStub(self.channel)
+        self.generations = generation_pb2_grpc.GenerationServiceStub(self.channel)
         self.ingest = ingest_pb2_grpc.IngestServiceStub(self.channel)
         self.search = search_pb2_grpc.SearchServiceStub(self.channel)
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)

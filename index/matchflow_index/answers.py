@@ -14,14 +14,11 @@ from matchflow_matching import MatchMode, explain_batch, top_flows
 from matchflow_matching.settings import TRANSPORT_MODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from matchflow_index.queries import SearchQuery
     from matchflow_index.rankings import Ranking, RerankState
     from matchflow_index.records import ImageRecord
+    from matchflow_index.sight import RecordsOf
     from matchflow_matching import CellGrid, Flow, Matches
-
-    RecordsOf = Callable[[Sequence[str]], list[ImageRecord | None]]
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +77,8 @@ class SearchAnswer:
     exact: the hits, and their order, are proved to be those that matching every image inside the filter would have
     given, with the same top_k and min_score; without the second stage, those of computing every cosine.
     proved_below: images inside the filter that were not matched since a bound keeps them below the last hit.
+    store_unreachable: the truth could not be asked: the hits are what was known at `sequence`, and their records have
+    neither content hash nor update time.
     """
 
     hits: list[Hit]
@@ -90,6 +89,7 @@ class SearchAnswer:
     proved_below: int
     sequence: int
     timings: SearchTimings
+    store_unreachable: bool = False
 
 
 def answer(ranking: Ranking, query: SearchQuery, grid: CellGrid, records_of: RecordsOf) -> SearchAnswer:
@@ -100,7 +100,7 @@ def answer(ranking: Ranking, query: SearchQuery, grid: CellGrid, records_of: Rec
     records = records_of([ranking.shortlist.image_ids[k] for k, _ in best])
     kept = [
         describe(ranking, query, record, (k, score), flows.get(k, []))
-        for (k, score), record in zip(best, records, strict=True)
+        for (k, score), record in zip(best, records.found, strict=True)
         if record is not None and passes(record, ranking, k, query)
     ]
     explain_s = time.perf_counter() - start_s
@@ -120,6 +120,7 @@ def answer(ranking: Ranking, query: SearchQuery, grid: CellGrid, records_of: Rec
             match_s=ranking.match_s,
             explain_s=explain_s,
         ),
+        store_unreachable=records.store_unreachable,
     )
 
 

@@ -94,6 +94,14 @@ class LabelColumns:
             given += count
         return codes
 
+    def of(self, slots: NDArray[np.int64]) -> list[dict[str, LabelValue]]:
+        """Return the labels of some slots, in that order."""
+        found: list[dict[str, LabelValue]] = [{} for _ in slots]
+        for (field, _), column in self._columns.items():
+            for position, value in column.of(slots.astype(np.int32)):
+                found[position][field] = value
+        return found
+
     def take(self, slots: NDArray[np.integer[Any]]) -> LabelColumns:
         """Return the labels of some slots, ascending, as columns of their own."""
         taken, places = LabelColumns(), np.full(self.size, -1, np.int32)

@@ -58,12 +58,16 @@ class GenerationState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationStatus:
-    """How far a generation is: `missing` images of the active one and `pending` changes of it are not in it."""
+    """How far a generation is: `missing` images of the active one and `pending` changes of it are not in it.
+
+    `complete`: but for what is pending, it has all images that it could have.
+    """
 
     gallery: Gallery
     state: GenerationState
-    missing: int
-    pending: int
+    missing: int = 0
+    pending: int = 0
+    complete: bool = True
 
     @property
     def spec(self) -> GallerySpec:
@@ -112,17 +116,22 @@ class GalleryGenerations:
     def _status(self, stored: StoredGallery, there: Generations) -> GenerationStatus:
         gallery = self._store.gallery(self._gallery_id, stored.spec.generation)
         if stored == there.active:
-            return GenerationStatus(gallery=gallery, state=GenerationState.ACTIVE, missing=0, pending=0)
+            return GenerationStatus(gallery=gallery, state=GenerationState.ACTIVE)
         follower = self._follower(there)
         position, source = follower.position, follower.source
         pending = 0 if position is None else max(0, source.sequence - position.sequence)
         missing = self._missing_count(follower, position)
+        complete = position is not None and position.complete
         return GenerationStatus(
-            gallery=gallery, state=self._state(stored, position, missing, pending), missing=missing, pending=pending
+            gallery=gallery,
+            state=self._state(stored, missing, pending, complete=complete),
+            missing=missing,
+            pending=pending,
+            complete=complete,
         )
 
-    def _state(self, stored: StoredGallery, position: Position | None, missing: int, pending: int) -> GenerationState:
-        if position is None or not position.complete:
+    def _state(self, stored: StoredGallery, missing: int, pending: int, *, complete: bool) -> GenerationState:
+        if not complete:
             able = self._embed_of(stored.spec.bundle_digest) is not None
             return GenerationState.FILLING if able else GenerationState.WAITING_FOR_MODEL
         if pending:
@@ -174,7 +183,8 @@ class GalleryGenerations:
     def activate(self, generation: int, *, allow_missing: bool = False, timeout_s: float = 0.0) -> None:
         """Let a generation be the active one, once it reflects every change of the one that is.
 
-        Raises GenerationNotReadyError when it lacks images, unless that is allowed, or is still behind after a while.
+        Raises GenerationNotReadyError when it is not filled, when it lacks images, unless that is allowed, and when it
+        is still behind after a while.
         """
         deadline_s = time.monotonic() + timeout_s
         while True:
@@ -185,8 +195,10 @@ class GalleryGenerations:
                 logger.info("gallery %s: generation %d is active", self._gallery_id, generation)
                 self._store.generations(self._gallery_id)
                 return
-            if time.monotonic() >= deadline_s:
-                found = self.status(generation)
+            found = self.status(generation)
+            # Nothing but changes that are being followed is worth waiting for.
+            lacking = found.missing and not found.pending and not allow_missing
+            if not found.complete or lacking or time.monotonic() >= deadline_s:
                 raise GenerationNotReadyError(
                     self._gallery_id, generation, missing=found.missing, pending=found.pending
                 )
@@ -196,8 +208,8 @@ class GalleryGenerations:
         """Switch to the other generation if it is ready; tell whether it is active."""
         follower = self._follower(there)
         source, generation = follower.source, follower.target.spec.generation
-        position, found = follower.position, self.status(generation)
-        if position is None or not position.complete or found.pending > MOST_PENDING:
+        found = self.status(generation)
+        if not found.complete or found.pending > MOST_PENDING:
             return False
         if found.missing > found.pending and not allow_missing:
             return False
@@ -213,7 +225,7 @@ class GalleryGenerations:
             if self._truth.shared:
                 source.follow(0)
             position, found = follower.position, self.status(generation)
-            if position is None or found.pending or not position.complete or (found.missing and not allow_missing):
+            if position is None or found.pending or not found.complete or (found.missing and not allow_missing):
                 return False
             return self._truth.switch(
                 source.stored, position.sequence, complete=not position.beyond, beyond=bool(found.missing)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matchflow_index.growing import GrowingArray
-from matchflow_index.labels import LabelKind, kind_of, microseconds
+from matchflow_index.labels import LabelKind, decode_label, kind_of, microseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
     from numpy.typing import NDArray
@@ -96,9 +96,26 @@ class LabelColumn:
     @property
     def present(self) -> NDArray[np.bool_]:
         """Which entries are values, bool [entries]."""
-        entries = self.entries.values
+        return self._is_present(self.entries.values)
+
+    def _is_present(self, entries: NDArray[Any]) -> NDArray[np.bool_]:
         there = ~np.isnan(entries) if self.kind is LabelKind.NUMBER else entries != ABSENT[self.kind]
         return np.asarray(there, np.bool_)
+
+    def of(self, slots: NDArray[np.int32]) -> Iterator[tuple[int, LabelValue]]:
+        """Yield the position in `slots` [n], in any order, and the value of each slot that has one."""
+        own = self.slots.values
+        if not len(own):
+            return
+        places = np.minimum(np.searchsorted(own, slots), len(own) - 1)
+        entries = self.entries.values[places]
+        positions = np.flatnonzero((own[places] == slots) & self._is_present(entries))
+        texts = list(self.texts)
+        for position, entry in zip(positions.tolist(), entries[positions].tolist(), strict=True):
+            if self.kind is LabelKind.TEXT:
+                yield position, texts[entry - 1]
+            else:
+                yield position, decode_label([entry]) if self.kind is LabelKind.TIME else entry
 
     def holding(self, condition: LabelCondition) -> NDArray[np.bool_] | None:
         """Return for which entries the condition, were it not negated, holds, bool [entries]; None: for none."""

@@ -37,10 +37,10 @@ def search(sight: Sight, query: SearchQuery, grid: CellGrid) -> SearchAnswer:
         return answer(ranking, query, grid, sight.records_of)
     # Should time be up before there is anything better, these are answered as they were when they were found.
     names = [ranking.shortlist.image_ids[k] for k, _ in best]
-    known = dict(zip(names, sight.records_of(names), strict=True))
+    known = sight.records_of(names)
     widest = widen(sight, query, grid, ranking)
     if widest.shortlist is ranking.shortlist:
-        return answer(widest, query, grid, lambda image_ids: [known[image_id] for image_id in image_ids])
+        return answer(widest, query, grid, lambda _: known)
     return answer(widest, query, grid, sight.records_of)
 
 

@@ -2,7 +2,7 @@
 
 A slot is filled once. An image that gets other features gets a new slot and its old one is dead: skipped, made zero
 wherever its features were, and dropped when the shelf is compacted. What an image is called and labelled is in columns
-of a few bytes; its record stays in the truth.
+of a few bytes; its record stays in the truth, and can be told from the columns but for content hash and update time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from matchflow_index.errors import CacheDamagedError
 from matchflow_index.growing import GrowingArray
 from matchflow_index.image_ids import ImageIds
 from matchflow_index.locking import ReadWriteLock
+from matchflow_index.records import ImageRecord
 from matchflow_index.truth import ChangeKind
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
 
     from matchflow_index.coarse import CoarseIndex
     from matchflow_index.filters import ImageFilter
-    from matchflow_index.records import ImageRecord
     from matchflow_index.slab import CellSlab
     from matchflow_index.truth import Change
 
 NEVER = np.inf
+# What an int32 holds of a width or height.
+LARGEST_PX = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,9 @@ class Slots:
         self.live = GrowingArray(np.bool_)
         self.cell_norms = GrowingArray(np.float32)
         self.expire_times_s = GrowingArray(np.float64)
+        self.widths_px = GrowingArray(np.int32)
+        self.heights_px = GrowingArray(np.int32)
+        self.from_thumbnail = GrowingArray(np.bool_)
         self.ids = ImageIds()
         self.labels = LabelColumns()
 
@@ -76,6 +81,9 @@ class Slots:
         self.live.extend(np.ones(len(records), np.bool_))
         self.cell_norms.extend(cell_norms)
         self.expire_times_s.extend(np.array([_expiry(record) for record in records], np.float64))
+        self.widths_px.extend(np.array([min(record.width_px, LARGEST_PX) for record in records], np.int32))
+        self.heights_px.extend(np.array([min(record.height_px, LARGEST_PX) for record in records], np.int32))
+        self.from_thumbnail.extend(np.array([record.from_thumbnail for record in records], np.bool_))
         self.ids.extend([record.image_id for record in records])
         self.labels.extend([record.labels for record in records])
 
@@ -90,7 +98,34 @@ class Slots:
         self.live.values[slot] = False
         self.cell_norms.values[slot] = 0
         self.expire_times_s.values[slot] = NEVER
+        self.widths_px.values[slot] = self.heights_px.values[slot] = 0
+        self.from_thumbnail.values[slot] = False
         self.labels.replace(slot, {})
+
+    def records(self, slots: Sequence[int]) -> list[ImageRecord]:
+        """Return the records of some slots, without content hash ("") and update time (0), which no column has."""
+        chosen = np.array(slots, np.int64)
+        columns = (
+            getattr(self, name).values[chosen].tolist()
+            for name in ("row_ids", "sequences", "expire_times_s", "widths_px", "heights_px", "from_thumbnail")
+        )
+        return [
+            ImageRecord(
+                image_id=image_id,
+                row_id=row_id,
+                content_hash="",
+                labels=labels,
+                width_px=width_px,
+                height_px=height_px,
+                update_time_s=0.0,
+                sequence=sequence,
+                expire_time_s=None if expire_time_s == NEVER else expire_time_s,
+                from_thumbnail=from_thumbnail,
+            )
+            for image_id, labels, row_id, sequence, expire_time_s, width_px, height_px, from_thumbnail in zip(
+                self.ids.of(chosen), self.labels.of(chosen), *columns, strict=True
+            )
+        ]
 
     def encode(self) -> dict[str, NDArray[Any]]:
         """Return arrays that `decode` understands."""
@@ -123,7 +158,16 @@ class Slots:
         return slots
 
 
-_COLUMNS = ("row_ids", "sequences", "live", "cell_norms", "expire_times_s")
+_COLUMNS = (
+    "row_ids",
+    "sequences",
+    "live",
+    "cell_norms",
+    "expire_times_s",
+    "widths_px",
+    "heights_px",
+    "from_thumbnail",
+)
 
 
 def _expiry(record: ImageRecord) -> float:
@@ -178,6 +222,12 @@ class Shelf:
         """Return the slot of an image."""
         live = self.slots.live.values
         return next((slot for slot in reversed(self.slots.ids.slots(image_id)) if live[slot]), None)
+
+    def records_of(self, image_ids: Sequence[str]) -> list[ImageRecord | None]:
+        """Return what is known of some images, in that order, None for those that are not there; see Slots.records."""
+        slots = [self.slot(image_id) for image_id in image_ids]
+        records = iter(self.slots.records([slot for slot in slots if slot is not None]))
+        return [None if slot is None else next(records) for slot in slots]
 
     def select(self, image_filter: ImageFilter, now_s: float) -> Selection:
         """Return which slots may be answered at a time."""

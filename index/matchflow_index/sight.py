@@ -7,6 +7,7 @@ it is matched would be missing from the answer, or would carry the labels of its
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -14,15 +15,26 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
-    from matchflow_index.answers import RecordsOf
     from matchflow_index.records import ImageRecord
     from matchflow_index.shelf import Shelf
     from matchflow_index.truth import Snapshot
 
+    RecordsOf = Callable[[Sequence[str]], "Records"]
     Snapshots = Callable[[], AbstractContextManager[Snapshot]]
 
 # How often shelf and truth are looked at again when somebody wrote between the two looks.
 MOST_LOOKS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """Records of images, in the order in which these were asked for, None for those that are not there.
+
+    `store_unreachable`: the truth could not be asked, and this is what the shelf knows of them; see Slots.records.
+    """
+
+    found: list[ImageRecord | None]
+    store_unreachable: bool = False
 
 
 class Sight:
@@ -59,9 +71,11 @@ class Sight:
         self._looking.close()
         self._pins.close()
 
-    def records_of(self, image_ids: Sequence[str]) -> list[ImageRecord | None]:
-        """Return the records of some images, None for those that are not there."""
-        return self._records_of(image_ids) if self._snapshot is None else self._snapshot.records_of(image_ids)
+    def records_of(self, image_ids: Sequence[str]) -> Records:
+        """Return the records of some images."""
+        if self._snapshot is None:
+            return self._records_of(image_ids)
+        return Records(found=self._snapshot.records_of(image_ids))
 
     @contextmanager
     def still(self, *, pinned: bool = False) -> Iterator[Shelf]:
