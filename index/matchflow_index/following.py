@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Images compared at once, and images computed before what they came to is stored.
-STEP, COMPUTED = 1_024, 64
+STEP, COMPUTED = 256, 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +175,7 @@ class Follower:
             self._cursor = None
             self.target.take_over(lambda writing: writing.follow(replace(position, complete=True)))
             return True
-        if self._make_equal(image_ids, position, embed, stopped):
+        if self._make_equal(image_ids, None, embed, stopped):
             self._cursor = image_ids[-1]
         return True
 
@@ -184,11 +184,18 @@ class Follower:
             return [record.image_id for record in islice(snapshot.records(after), STEP)]
 
     def _make_equal(
-        self, image_ids: Iterable[str], reached: Position, embed: Embed | None, stopped: Callable[[], bool]
+        self, image_ids: Iterable[str], reached: Position | None, embed: Embed | None, stopped: Callable[[], bool]
     ) -> bool:
-        """Let the target have some images as the source does, and then be at a position; False: stopped before that."""
+        """Let the target have some images as the source does, and then be at a position, None: where it is.
+
+        False: stopped before that.
+        """
         differences = self._differences(list(dict.fromkeys(image_ids)))
-        if embed is None and any(each.wants_features and each.thumbnail is not None for each in differences):
+        if (
+            reached
+            and embed is None
+            and any(each.wants_features and each.thumbnail is not None for each in differences)
+        ):
             reached = replace(reached, complete=False)
         for start in range(0, max(1, len(differences)), COMPUTED):
             if stopped():

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 MOST_PENDING, LONGEST_HOLD_S = 1_000, 5.0
 LOOK_S = 0.05
 # How long a process that fills a generation is taken to be alive without saying so again.
-CLAIM_S = 30.0
+CLAIM_S = 60.0
 # Images of the active generation that are looked at for one page of missing ones.
 PAGE_LOOKS = 4_096
 
@@ -114,25 +114,28 @@ class GalleryGenerations:
         return self._status(there.numbered(generation), there)
 
     def _status(self, stored: StoredGallery, there: Generations) -> GenerationStatus:
-        gallery = self._store.gallery(self._gallery_id, stored.spec.generation)
         if stored == there.active:
-            return GenerationStatus(gallery=gallery, state=GenerationState.ACTIVE)
-        follower = self._follower(there)
+            active = self._store.gallery(self._gallery_id, stored.spec.generation)
+            return GenerationStatus(gallery=active, state=GenerationState.ACTIVE)
+        return self._progress(self._follower(there))
+
+    def _progress(self, follower: Follower) -> GenerationStatus:
+        """Return how far the generation that follows is; no lock of the store is taken."""
         position, source = follower.position, follower.source
         pending = 0 if position is None else max(0, source.sequence - position.sequence)
         missing = self._missing_count(follower, position)
         complete = position is not None and position.complete
         return GenerationStatus(
-            gallery=gallery,
-            state=self._state(stored, missing, pending, complete=complete),
+            gallery=follower.target,
+            state=self._state(follower.target.spec.bundle_digest, missing, pending, complete=complete),
             missing=missing,
             pending=pending,
             complete=complete,
         )
 
-    def _state(self, stored: StoredGallery, missing: int, pending: int, *, complete: bool) -> GenerationState:
+    def _state(self, digest: str, missing: int, pending: int, *, complete: bool) -> GenerationState:
         if not complete:
-            able = self._embed_of(stored.spec.bundle_digest) is not None
+            able = self._embed_of(digest) is not None
             return GenerationState.FILLING if able else GenerationState.WAITING_FOR_MODEL
         if pending:
             return GenerationState.FILLING
@@ -207,8 +210,7 @@ class GalleryGenerations:
     def _switched(self, there: Generations, *, allow_missing: bool) -> bool:
         """Switch to the other generation if it is ready; tell whether it is active."""
         follower = self._follower(there)
-        source, generation = follower.source, follower.target.spec.generation
-        found = self.status(generation)
+        source, found = follower.source, self._progress(follower)
         if not found.complete or found.pending > MOST_PENDING:
             return False
         if found.missing > found.pending and not allow_missing:
@@ -224,7 +226,7 @@ class GalleryGenerations:
                 return False
             if self._truth.shared:
                 source.follow(0)
-            position, found = follower.position, self.status(generation)
+            position, found = follower.position, self._progress(follower)
             if position is None or found.pending or not found.complete or (found.missing and not allow_missing):
                 return False
             return self._truth.switch(

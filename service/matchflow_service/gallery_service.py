@@ -125,6 +125,8 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
         gallery_id = names.parse_gallery(request.gallery.name, "gallery.name")
         _check_mask(request.update_mask, "default_rerank")
         default = parse_rerank(request.gallery.default_rerank, field=DEFAULT_FIELD)
+        # Another server may have made another generation active.
+        self._store.generations(gallery_id)
         gallery = self._store.gallery(gallery_id)
         if request.update_mask.paths or request.gallery.HasField("default_rerank"):
             gallery.set_match_defaults(default)
