@@ -53,6 +53,11 @@ class Difference:
         """Whether the other generation has no features of this content."""
         return self.source is not None and (self.target is None or self.target.content_hash != self.source.content_hash)
 
+    @property
+    def can_be_computed(self) -> bool:
+        """Whether it wants features and has a picture to compute them from."""
+        return self.wants_features and self.thumbnail is not None
+
 
 class Follower:
     """Keeps `target` in step with `source`; any thread may ask for a step, they take turns."""
@@ -191,11 +196,7 @@ class Follower:
         False: stopped before that.
         """
         differences = self._differences(list(dict.fromkeys(image_ids)))
-        if (
-            reached
-            and embed is None
-            and any(each.wants_features and each.thumbnail is not None for each in differences)
-        ):
+        if reached and embed is None and any(each.can_be_computed for each in differences):
             reached = replace(reached, complete=False)
         for start in range(0, max(1, len(differences)), COMPUTED):
             if stopped():
@@ -248,7 +249,7 @@ def _computed(some: list[Difference], embed: Embed | None, spec: GallerySpec) ->
 
     FeaturesRejectedError when they are not of a generation's shape.
     """
-    pictures = [(each.image_id, each.thumbnail) for each in some if each.wants_features and each.thumbnail]
+    pictures = [(each.image_id, each.thumbnail or b"") for each in some if each.can_be_computed]
     if embed is None or not pictures:
         return {}
     features = embed([picture for _, picture in pictures])

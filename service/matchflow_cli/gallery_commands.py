@@ -7,8 +7,9 @@ import typer
 
 import matchflow
 from matchflow_cli import gallery_operations
+from matchflow_cli.confirming import confirmed
 from matchflow_cli.failures import CommandError
-from matchflow_cli.options import DEFAULT_SERVER, MISUSE, JsonOption, ServerOption
+from matchflow_cli.options import DEFAULT_SERVER, JsonOption, ServerOption
 from matchflow_cli.output import as_json, console, counted, labels, table, text
 from matchflow_cli.scoring import (
     DepthOption,
@@ -151,14 +152,8 @@ def delete(
     """Delete a gallery and every image in it."""
     with matchflow.Client(server) as client:
         found = client.get_gallery(gallery)
-        if not yes and not _confirmed(found):
+        what = f"Delete {found.id} and its {counted(found.image_count, 'image')} for good?"
+        if not yes and not confirmed(what):
             raise CommandError(f"{gallery} was not deleted; to delete it without being asked add --yes")
         client.delete_gallery(gallery)
     console().print(f"deleted {text(gallery)} and its {counted(found.image_count, 'image')}")
-
-
-def _confirmed(gallery: matchflow.Gallery) -> bool:
-    try:
-        return typer.confirm(f"Delete {gallery.id} and its {counted(gallery.image_count, 'image')} for good?")
-    except typer.Abort:  # nobody is there to answer
-        raise CommandError(f"{gallery.id} was not deleted: nobody answered; add --yes", exit_code=MISUSE) from None

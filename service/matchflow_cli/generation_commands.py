@@ -8,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import matchflow
 from matchflow import GenerationState
+from matchflow_cli.confirming import confirmed
+from matchflow_cli.failures import CommandError
 from matchflow_cli.options import DEFAULT_SERVER, JsonOption, ServerOption, TimeoutOption
 from matchflow_cli.output import as_json, console, counted, printable, progress_console, table, text
 from matchflow_cli.scoring import in_words
@@ -171,9 +173,20 @@ def activate(
         out.print(f"to go back: matchflow generation activate {text(gallery)} {before}", soft_wrap=True)
 
 
-def delete(*, gallery: GalleryArgument, number: NumberArgument, server: ServerOption = DEFAULT_SERVER) -> None:
+def delete(
+    *,
+    gallery: GalleryArgument,
+    number: NumberArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
     """Delete a generation that is not active, with everything computed for it."""
     with matchflow.Client(server) as client:
+        found = client.get_generation(gallery, number)
+        what = f"generation {number} of {gallery} and what was computed of its {counted(found.image_count, 'image')}"
+        # The server refuses to delete the active one.
+        if found.state is not GenerationState.ACTIVE and not yes and not confirmed(f"Delete {what} for good?"):
+            raise CommandError(f"generation {number} was not deleted; to delete it without being asked add --yes")
         client.delete_generation(gallery, number)
     console().print(f"deleted generation {number} of {text(gallery)}")
 

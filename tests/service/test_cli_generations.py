@@ -107,7 +107,7 @@ def test_a_gallery_gets_another_model_and_gets_it_back(cli: Run, both: str, fold
     with matchflow.Client(both) as client:
         eventually(lambda: client.get_generation("emoji", 1).state is GenerationState.READY)
     done(cli("generation", "activate", "emoji", "1"))
-    done(cli("generation", "delete", "emoji", "2"))
+    done(cli("generation", "delete", "emoji", "2", "--yes"))
     assert [each["number"] for each in found(cli, "generation", "list", "emoji")] == [1]
     with matchflow.Client(both) as client:
         assert client.get_gallery("emoji").image_count == CLASSES * len(DESIGNERS) + 2
@@ -123,6 +123,6 @@ def test_what_can_not_be_done_says_why(cli: Run, folder: Path) -> None:
     status, _, err = cli("generation", "activate", "few", "2")
     assert status == 1
     assert "there is no generation 2" in err
-    status, _, err = cli("generation", "delete", "few", "1")
+    status, _, err = cli("generation", "delete", "few", "1", "--yes")
     assert status == 1
     assert "is active" in err

@@ -289,14 +289,39 @@ def test_a_switch_to_what_is_not_ready_says_what_to_do(cli: Cli, counterpart: Co
 
 
 def test_a_generation_is_deleted_unless_it_is_active(cli: Cli, counterpart: Counterpart) -> None:
+    counterpart.answers["GetGeneration"] = lambda _: stored_generation()
     counterpart.answers["DeleteGeneration"] = lambda _: empty_pb2.Empty()
-    assert cli("generation", "delete", "demo", 1) == (0, "deleted generation 1 of demo\n", "")
+    assert cli("generation", "delete", "demo", 1, "--yes") == (0, "deleted generation 1 of demo\n", "")
     counterpart.answers["DeleteGeneration"] = refusing(
         "GENERATION_ACTIVE", code_pb2.FAILED_PRECONDITION, "generation 1 is active"
     )
-    status, _, err = cli("generation", "delete", "demo", 1)
+    status, _, err = cli("generation", "delete", "demo", 1, "-y")
     assert status == 1
     assert err.startswith("matchflow: generation 1 is active; name the other one")
+
+
+@pytest.mark.parametrize(("answer", "deleted"), [(True, True), (False, False)])
+def test_somebody_is_asked_before_a_generation_is_deleted(
+    cli: Cli, counterpart: Counterpart, monkeypatch: pytest.MonkeyPatch, *, answer: bool, deleted: bool
+) -> None:
+    asked: list[str] = []
+    calls: list[object] = []
+
+    def confirm(question: str) -> bool:
+        asked.append(question)
+        return answer
+
+    def delete(request: object) -> empty_pb2.Empty:
+        calls.append(request)
+        return empty_pb2.Empty()
+
+    monkeypatch.setattr("typer.confirm", confirm)
+    counterpart.answers["GetGeneration"] = lambda _: stored_generation()
+    counterpart.answers["DeleteGeneration"] = delete
+    status, _, err = cli("generation", "delete", "demo", 2)
+    assert "Delete generation 2 of demo" in asked[0]
+    assert (status, bool(calls)) == (0 if deleted else 1, deleted)
+    assert ("was not deleted" in err) is not deleted
 
 
 @pytest.mark.parametrize(
