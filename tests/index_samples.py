@@ -14,7 +14,7 @@ from matchflow_index.flat_index import FlatIndex
 from matchflow_index.labels import kind_of
 from matchflow_index.records import RowLayout
 from matchflow_index.shelf import Shelf, Slots, Update
-from matchflow_index.sight import Sight
+from matchflow_index.sight import Records, Sight
 from matchflow_index.slab import CellSlab
 from matchflow_index.truth import Change, ChangeKind
 from matchflow_matching import CellGrid, FeatureBatch, MatchMode, MatchSettings, match
@@ -80,7 +80,7 @@ def empty_shelf() -> Shelf:
 
 def sight_of(shelf: Shelf) -> Sight:
     """Return what a search sees of a shelf that goes with no truth."""
-    return Sight(lambda: shelf, lambda image_ids: [None for _ in image_ids])
+    return Sight(lambda: shelf, lambda image_ids: Records(found=[None for _ in image_ids]))
 
 
 def put_update(

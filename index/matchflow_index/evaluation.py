@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from matchflow_index.errors import InvalidQueryError
+from matchflow_index.labels import as_text
 from matchflow_matching import MatchMode, MatchSettings, global_cosines, match
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from matchflow_index.sight import Sight
     from matchflow_matching import CellGrid, FeatureBatch, Features
 
 
@@ -36,6 +38,27 @@ class LabelledImages:
     labels: tuple[Mapping[str, str], ...]
     grid: CellGrid
     features: FeatureBatch
+
+
+def labelled_images(sight: Sight, grid: CellGrid) -> LabelledImages:
+    """Return everything in a gallery of that grid, copied, in order of row id."""
+    with sight.still() as shelf:
+        slots = shelf.live_slots
+        slots = slots[np.argsort(shelf.slots.row_ids.values[slots])]
+        row_ids = shelf.slots.row_ids.values[slots].tolist()
+        records = sight.records_of(shelf.slots.ids.of(slots)).found
+        kept = [
+            (slot, record)
+            for slot, row_id, record in zip(slots.tolist(), row_ids, records, strict=True)
+            if record is not None and record.row_id == row_id
+        ]
+        features = shelf.slab.gather(np.array([slot for slot, _ in kept], np.int64))
+    return LabelledImages(
+        image_ids=tuple(record.image_id for _, record in kept),
+        labels=tuple({name: as_text(value) for name, value in record.labels.items()} for _, record in kept),
+        grid=grid,
+        features=features,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,24 +18,25 @@ from matchflow_index.errors import (
     BundleMismatchError,
     GenerationMovedError,
     ImageNotFoundError,
+    StoreUnavailableError,
 )
-from matchflow_index.evaluation import LabelledImages
+from matchflow_index.evaluation import labelled_images
 from matchflow_index.filters import ImageFilter
 from matchflow_index.ivf_index import IvfIndex
-from matchflow_index.labels import as_text
 from matchflow_index.live_shelf import LiveShelf
+from matchflow_index.lookup import Lookup
 from matchflow_index.match_defaults import MatchDefaults
+from matchflow_index.reachability import Reachability
 from matchflow_index.records import KnownImage, Unchanged
 from matchflow_index.search import search
-from matchflow_index.sight import Sight
 from matchflow_index.writing import Writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
 
     from matchflow_index.answers import SearchAnswer
     from matchflow_index.caches import GalleryCaches
+    from matchflow_index.evaluation import LabelledImages
     from matchflow_index.labels import Labels, LabelValue
     from matchflow_index.queries import SearchQuery
     from matchflow_index.records import GallerySpec, ImageRecord, NewImage, PutResult
@@ -58,8 +58,10 @@ class Gallery:
     What writes raises GenerationMovedError, and writes nothing, where it isn't the active generation any more.
     """
 
-    def __init__(self, stored: StoredGallery, truth: Truth, caches: GalleryCaches) -> None:
-        """Load the gallery; see GalleryStore.gallery."""
+    def __init__(
+        self, stored: StoredGallery, truth: Truth, caches: GalleryCaches, *, reads_without_store_s: float = 0.0
+    ) -> None:
+        """Load the gallery; see GalleryStore.gallery, and `search` for `reads_without_store_s`."""
         self._stored = stored
         self._truth = truth
         self._match_defaults: MatchDefaults | None = None
@@ -68,7 +70,13 @@ class Gallery:
         with truth.read(stored) as snapshot:
             self._live = LiveShelf(stored, truth, caches, snapshot)
             # Who may not write to the caches can't follow what others change, and shows one moment for good.
-            self._kept = {record.image_id: record for record in snapshot.records()} if caches.read_only else None
+            kept = {record.image_id: record for record in snapshot.records()} if caches.read_only else None
+        if truth.shared:
+            # Searches need them, and later the store may be out of reach; what can't be read is for who asks.
+            with suppress(StoreUnavailableError):
+                self._match_defaults = self._read_match_defaults()
+        self._reachability = Reachability(stored.spec.gallery_id, reads_without_store_s)
+        self._lookup = Lookup(stored, truth, self._live, kept=kept, reachability=self._reachability)
 
     @property
     def spec(self) -> GallerySpec:
@@ -233,9 +241,12 @@ class Gallery:
         with self._live.writer, self._truth.hold(self._stored):
             yield
 
-    def snapshot(self) -> AbstractContextManager[Snapshot]:
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
         """Look at what the truth has."""
-        return self._truth.read(self._stored)
+        with self._truth.read(self._stored) as snapshot:
+            self._reachability.answered()
+            yield snapshot
 
     def _commit(self, work: Callable[[Writing], Result], *, active: bool = True) -> Result:
         """Do work in one transaction, let searches see what it did, and return its result."""
@@ -247,23 +258,34 @@ class Gallery:
                 self._shelf.slab.reserve(writing.new_rows)
             return result, writing.updates
 
-        return self._live.commit(write, active=active)
+        result = self._live.commit(write, active=active)
+        self._reachability.answered()
+        return result
 
     def follow(self, timeout_s: float) -> int:
         """Wait for changes that others make, let searches see them, and return the last change that they see."""
-        return self._live.follow(timeout_s)
+        self._lookup.look_again()
+        with self._reachability.looking():
+            return self._live.follow(timeout_s)
 
     def get(self, image_id: str) -> ImageRecord:
         """Return an image's record; ImageNotFoundError."""
-        with self._truth.read(self._stored) as snapshot:
-            record = snapshot.record(image_id)
+        with self.snapshot() as snapshot:
+            return self._existing(snapshot.record(image_id), image_id)
+
+    def known(self, image_id: str) -> tuple[ImageRecord, bool]:
+        """Return an image's record, and whether the store could not be reached, as in `search`; ImageNotFoundError."""
+        records = self._lookup.records_of([image_id])
+        return self._existing(records.found[0], image_id), records.store_unreachable
+
+    def _existing(self, record: ImageRecord | None, image_id: str) -> ImageRecord:
         if record is None or record.is_expired(self.now_s()):
             raise ImageNotFoundError(self.spec.gallery_id, image_id)
         return record
 
     def holding(self, image_id: str, content_hash: str) -> ImageRecord | None:
         """Return the image's record when the gallery holds features of just this content of it."""
-        with self._truth.read(self._stored) as snapshot:
+        with self.snapshot() as snapshot:
             record = snapshot.record(image_id)
         held = record is not None and record.content_hash == content_hash and not record.from_thumbnail
         return record if held else None
@@ -295,67 +317,44 @@ class Gallery:
 
     def thumbnail(self, image_id: str) -> bytes | None:
         """Return an image's thumbnail, None when none was kept; ImageNotFoundError."""
-        with self._truth.read(self._stored) as snapshot:
-            record = snapshot.record(image_id)
-            if record is None or record.is_expired(self.now_s()):
-                raise ImageNotFoundError(self.spec.gallery_id, image_id)
-            return snapshot.thumbnail(record.row_id)
+        with self.snapshot() as snapshot:
+            return snapshot.thumbnail(self._existing(snapshot.record(image_id), image_id).row_id)
 
     def page(self, after: str | None, limit: int) -> list[ImageRecord]:
         """Return up to `limit` records in order of id, those with an id greater than `after` (None: all)."""
-        with self._truth.read(self._stored) as snapshot:
+        with self.snapshot() as snapshot:
             now_s = self.now_s()
             return list(islice((each for each in snapshot.records(after) if not each.is_expired(now_s)), limit))
 
     def search(self, query: SearchQuery) -> SearchAnswer:
-        """Find images; see `search.search`. Raises InvalidQueryError, FeaturesRejectedError."""
+        """Find images; see `search.search`. Raises InvalidQueryError, FeaturesRejectedError.
+
+        While a truth that is shared can't be reached, hits are what was known of them; the answer says so, see
+        SearchAnswer. StoreUnavailableError once it has not answered for longer than `reads_without_store_s`.
+        """
         check_features(query.features, self.spec, "the query")
         query = replace(query, now_s=max(query.now_s, self.now_s()))
         for _ in range(MOST_LOOKS - 1):
-            with self._sight() as sight:
+            with self._lookup.sight(without_store=True) as sight:
                 answer = search(sight, query, self.spec.grid)
-            if not answer.held_back or not self._is_live or self.follow(0) == answer.sequence:
+            if not answer.held_back or not self._lookup.is_live or not self._has_moved_on(answer):
                 return answer
             # What was held back has changed since the search began, and others may be in its place.
-        with self._sight() as sight:
+        with self._lookup.sight(without_store=True) as sight:
             return search(sight, query, self.spec.grid)
 
-    @property
-    def _is_live(self) -> bool:
-        """Whether others change the truth while it is looked at."""
-        return self._truth.shared and self._kept is None
-
-    def _sight(self) -> Sight:
-        if self._truth.shared:
-            return Sight(lambda: self._shelf, self._records_of)
-        snapshots = partial(self._truth.read, self._stored)
-        return Sight(lambda: self._shelf, self._records_of, snapshots=snapshots, settled=self._live.settled)
-
-    def _records_of(self, image_ids: Sequence[str]) -> list[ImageRecord | None]:
-        if self._kept is not None:
-            return [self._kept.get(image_id) for image_id in image_ids]
-        with self._truth.read(self._stored) as snapshot:
-            return snapshot.records_of(image_ids)
+    def _has_moved_on(self, answer: SearchAnswer) -> bool:
+        """Tell whether searches see more by now than an answer does, as far as that can be found out."""
+        # Who has lost the truth just now can still return what it said before.
+        with suppress(StoreUnavailableError):
+            if not answer.store_unreachable:
+                self.follow(0)
+        return self.sequence != answer.sequence
 
     def labelled_images(self) -> LabelledImages:
         """Return everything in the gallery, copied, in order of row id: what `evaluate` works on."""
-        with self._sight() as sight, sight.still() as shelf:
-            slots = shelf.live_slots
-            slots = slots[np.argsort(shelf.slots.row_ids.values[slots])]
-            row_ids = shelf.slots.row_ids.values[slots].tolist()
-            records = sight.records_of(shelf.slots.ids.of(slots))
-            kept = [
-                (slot, record)
-                for slot, row_id, record in zip(slots.tolist(), row_ids, records, strict=True)
-                if record is not None and record.row_id == row_id
-            ]
-            features = shelf.slab.gather(np.array([slot for slot, _ in kept], np.int64))
-        return LabelledImages(
-            image_ids=tuple(record.image_id for _, record in kept),
-            labels=tuple({name: as_text(value) for name, value in record.labels.items()} for _, record in kept),
-            grid=self.spec.grid,
-            features=features,
-        )
+        with self._lookup.sight() as sight:
+            return labelled_images(sight, self.spec.grid)
 
     def maintain(self) -> None:
         """Do what can wait: delete what has expired, drop dead slots, make new lists, bring the caches up to date."""

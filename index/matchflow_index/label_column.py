@@ -41,13 +41,14 @@ DENSE = 8
 class LabelColumn:
     """The entries of one label and one kind; `texts` has the number of each text."""
 
-    __slots__ = ("entries", "kind", "slots", "texts")
+    __slots__ = ("_by_number", "entries", "kind", "slots", "texts")
 
     def __init__(self, kind: LabelKind) -> None:
         self.kind = kind
         self.slots: GrowingArray[np.int32] = GrowingArray(np.int32)
         self.entries: GrowingArray[Any] = GrowingArray(DTYPES[kind])
         self.texts: dict[str, int] = {}
+        self._by_number: list[str] = []
 
     def extend(self, slots: NDArray[np.int32], entries: NDArray[Any]) -> None:
         """Add entries of slots that ascend from the last one."""
@@ -110,7 +111,10 @@ class LabelColumn:
         places = np.minimum(np.searchsorted(own, slots), len(own) - 1)
         entries = self.entries.values[places]
         positions = np.flatnonzero((own[places] == slots) & self._is_present(entries))
-        texts = list(self.texts)
+        # Texts are only ever added; who comes at the same time finds the same.
+        if len(positions) and len(self._by_number) != len(self.texts):
+            self._by_number = list(self.texts)
+        texts = self._by_number
         for position, entry in zip(positions.tolist(), entries[positions].tolist(), strict=True):
             if self.kind is LabelKind.TEXT:
                 yield position, texts[entry - 1]

@@ -155,13 +155,16 @@ class LiveShelf:
         return old.size - old.count
 
     def save(self) -> None:
-        """Bring the caches on disk up to date, so that the next opening is quick."""
+        """Bring the caches on disk up to date, so that the next opening is quick; a failure is only a warning."""
         with self.writer:
             # Before the shelf is locked: a search that looks at the truth waits for the shelf.
             try:
                 with self._truth.read(self._stored) as snapshot:
                     history = snapshot.history(self.shelf.sequence)
             except GalleryNotFoundError:
+                return
+            except StoreUnavailableError as error:
+                logger.warning("the caches of gallery %s could not be saved: %s", self._gallery_id, error)
                 return
             with self.shelf.lock.reading():
                 self._caches.save(self.shelf, history)

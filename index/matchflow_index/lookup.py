@@ -58,6 +58,12 @@ class Lookup:
             return self._stored_records(image_ids)
         return self._reachability.ask(partial(self._stored_records, image_ids), partial(self._known_records, image_ids))
 
+    def look_again(self) -> None:
+        """Ask a truth that was lost what a search would, so that none has to; StoreUnavailableError."""
+        if self._reachability.is_lost:
+            with self._reachability.looking():
+                self._stored_records(())
+
     def _stored_records(self, image_ids: Sequence[str]) -> Records:
         if self._kept is not None:
             return Records(found=[self._kept.get(image_id) for image_id in image_ids])

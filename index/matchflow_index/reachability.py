@@ -60,25 +60,34 @@ class Reachability:
         cause = None
         if self._may_look():
             try:
-                with self._look():
+                with self._counted():
                     return question()
             except StoreUnavailableError as error:
+                self._lose(str(error))
                 cause = error
         away_s = self._clock() - self._answered_s
         if away_s > self._without_s:
             raise StoreUnavailableError(
-                f"the store of gallery {self._gallery_id!r} can't be reached for {away_s:.0f} s; searches go on without "
-                f"it for {self._without_s:g} s at most: {cause or self._trouble}"
+                f"the store of gallery {self._gallery_id!r} can't be reached for {away_s:.0f} s; searches go on "
+                f"without it for {self._without_s:g} s at most: {cause or self._trouble}"
             ) from cause
         return otherwise()
 
-    def look_again(self, question: Callable[[], object]) -> None:
-        """Ask a truth that is lost, so that no search has to; raises what the question raises."""
-        if self._trouble:
-            with self._lock:
-                self._looking += 1
-            with self._look():
-                question()
+    @property
+    def is_lost(self) -> bool:
+        """Whether a question was not answered, and none since."""
+        return bool(self._trouble)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Note whether the truth answers what is asked inside the block; meanwhile `ask` need not find out.
+
+        A question that is not answered here is no reason to do without: those of `ask` may be.
+        """
+        with self._lock:
+            self._looking += 1
+        with self._counted():
+            yield
 
     def _may_look(self) -> bool:
         """Tell whether the caller is to ask, and count it among those who do."""
@@ -88,13 +97,9 @@ class Reachability:
             return may
 
     @contextmanager
-    def _look(self) -> Iterator[None]:
-        """Learn from the question that is asked inside the block, by one who was counted."""
+    def _counted(self) -> Iterator[None]:
         try:
             yield
-        except StoreUnavailableError as error:
-            self._lose(str(error))
-            raise
         except GalleryNotFoundError:
             # That is an answer.
             self.answered()

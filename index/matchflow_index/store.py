@@ -70,6 +70,7 @@ class GalleryStore:
         self._desks: dict[str, GalleryGenerations] = {}
         self._complaints: dict[str, str] = {}
         self._embed_of: EmbedOf = lambda _: None
+        self._reads_without_store_s = 0.0
         self._closed = False
 
     @classmethod
@@ -83,6 +84,7 @@ class GalleryStore:
         upkeep_s: float | None = None,
         map_bytes: int = INITIAL_MAP_BYTES,
         max_map_bytes: int = MAX_MAP_BYTES,
+        reads_without_store_s: float = 0.0,
     ) -> GalleryStore:
         """Open the store in directory `path`; a writer creates what is missing.
 
@@ -91,6 +93,7 @@ class GalleryStore:
         Read-only, any number of processes may look while one writes; searches see what was there when each gallery
         was first asked for. `upkeep_s`: every so many seconds a thread does what can wait (Gallery.maintain).
         `map_bytes` is where LMDB's map starts and `max_map_bytes` where it stops growing.
+        `reads_without_store_s`: how long searches go on while a truth that is shared can't be reached (Gallery.search).
         Raises StoreUnavailableError: locked by another process, unreadable, full.
         """
         cell_norms.warm_up()
@@ -116,6 +119,7 @@ class GalleryStore:
                 lock.release()
             raise
         store = cls(path, truth, read_only=read_only, lock=lock)
+        store._reads_without_store_s = reads_without_store_s
         if not read_only:
             store._drop_unfinished()
             store._drop_orphans()
@@ -154,6 +158,10 @@ class GalleryStore:
 
         Raises GalleryNotFoundError, GenerationNotFoundError.
         """
+        # Nobody has to wait here for others who load something, or ask a store that does not answer.
+        found = self._known(gallery_id, generation)
+        if found is not None and not self._closed:
+            return found
         with self._loading:
             self._check_open()
             there = self._there.get(gallery_id)
@@ -164,9 +172,16 @@ class GalleryStore:
                 self._loaded[stored.uuid] = self._load(stored)
             return self._loaded[stored.uuid]
 
+    def _known(self, gallery_id: str, generation: int) -> Gallery | None:
+        """Return a generation if it is loaded."""
+        for stored in self._there.get(gallery_id, ()):
+            if generation in {0, stored.spec.generation}:
+                return self._loaded.get(stored.uuid)
+        return None
+
     def _load(self, stored: StoredGallery) -> Gallery:
         caches = GalleryCaches(self._caches_of(stored), stored, read_only=self._read_only)
-        gallery = Gallery(stored, self._truth, caches)
+        gallery = Gallery(stored, self._truth, caches, reads_without_store_s=self._reads_without_store_s)
         if self._truth.shared and not self._read_only:
             name = f"follow {stored.spec.gallery_id}"
             self._upkeep.start(name, partial(self._follow, gallery))
@@ -179,10 +194,14 @@ class GalleryStore:
             return self._look(gallery_id)
 
     def _look(self, gallery_id: str) -> Generations:
-        old = self._there.pop(gallery_id, None)
-        stored_gallery(self._truth, gallery_id)
-        there = self._there[gallery_id] = self._truth.generations(gallery_id)
-        for each in old or ():
+        try:
+            stored_gallery(self._truth, gallery_id)
+            there = self._truth.generations(gallery_id)
+        except GalleryNotFoundError:
+            self._there.pop(gallery_id, None)
+            raise
+        old, self._there[gallery_id] = self._there.get(gallery_id, ()), there
+        for each in old:
             if each.uuid not in {kept.uuid for kept in there}:
                 self._forget(each)
         return there
@@ -198,8 +217,11 @@ class GalleryStore:
     def generations_of(self, gallery_id: str) -> GalleryGenerations:
         """Return what is done with the generations of a gallery; GalleryNotFoundError."""
         self.gallery(gallery_id)
-        desk = GalleryGenerations(gallery_id, self, self._truth, lambda digest: self._embed_of(digest))  # noqa: PLW0108 - set later
-        return self._desks.setdefault(gallery_id, desk)
+        if gallery_id not in self._desks:
+            # What computes features may be set later.
+            embed_of: EmbedOf = lambda digest: self._embed_of(digest)  # noqa: E731, PLW0108
+            self._desks.setdefault(gallery_id, GalleryGenerations(gallery_id, self, self._truth, embed_of))
+        return self._desks[gallery_id]
 
     def on_active(self, gallery_id: str, work: Callable[[Gallery], Result]) -> Result:
         """Do work that writes with the active generation, again with the next one where it was switched under it."""

@@ -16,7 +16,7 @@ from matchflow_index.coarse import decode_coarse
 from matchflow_index.errors import CacheDamagedError
 from matchflow_index.findings import UNREADABLE, Finding
 from matchflow_index.records import RowLayout
-from matchflow_index.shelf import NEVER, Slots
+from matchflow_index.shelf import LARGEST_PX, NEVER, Slots
 from matchflow_index.slab import BLOCK_ROWS, CellSlab
 from matchflow_index.verifying_coarse import check_coarse
 
@@ -226,9 +226,13 @@ class _Comparison:
             int(slots.row_ids.values[slot]),
             int(slots.sequences.values[slot]),
             float(slots.expire_times_s.values[slot]),
+            int(slots.widths_px.values[slot]),
+            int(slots.heights_px.values[slot]),
+            bool(slots.from_thumbnail.values[slot]),
         )
         if expected != got:
-            problem = f"expected row, change and expiry {expected or 'of no image'}; got {got}"
+            wanted = expected or "of no image"
+            problem = f"expected row, change, expiry, width, height and from a thumbnail {wanted}; got {got}"
             yield Finding(part="slots.cache", problem=problem, image_id=image_id, slot=slot)
 
     def _unshelved(self, snapshot: Snapshot) -> Iterator[Finding]:
@@ -253,9 +257,10 @@ class _Comparison:
                 yield Finding(part="slab", problem=problem, slot=start)
 
 
-def _columns(record: ImageRecord) -> tuple[int, int, float]:
+def _columns(record: ImageRecord) -> tuple[int, int, float, int, int, bool]:
     expiry = float(NEVER) if record.expire_time_s is None else record.expire_time_s
-    return record.row_id, record.sequence, expiry
+    width_px, height_px = min(record.width_px, LARGEST_PX), min(record.height_px, LARGEST_PX)
+    return record.row_id, record.sequence, expiry, width_px, height_px, record.from_thumbnail
 
 
 def _difference(got: bytes, expected: bytes) -> str:

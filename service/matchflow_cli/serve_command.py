@@ -48,6 +48,12 @@ def serve(
     durability: Annotated[
         StoreDurability | None, typer.Option(help="When an image in a folder counts as stored. Default: disk.")
     ] = None,
+    reads_without_store_s: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that searches go on, and say so, while a store on Redis does not answer. Default: 60."
+        ),
+    ] = None,
     bundle: Annotated[
         list[Path] | None, typer.Option(help="Folder of a bundle; again for more. The first is the default model.")
     ] = None,
@@ -75,6 +81,7 @@ def serve(
         "store": store,
         "cache": cache,
         "durability": durability,
+        "reads_without_store_s": reads_without_store_s,
         "bundles": bundle or None,
         "host": host,
         "port": port,

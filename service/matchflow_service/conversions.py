@@ -78,7 +78,7 @@ def default_rerank(gallery: Gallery) -> matching_pb2.Rerank | None:
 
 
 def image_message(gallery_id: str, record: ImageRecord) -> gallery_pb2.Image:
-    """Return what is stored of an image."""
+    """Return what is stored of an image, without its hash and update time where its record has none."""
     return gallery_pb2.Image(
         name=f"galleries/{gallery_id}/images/{record.image_id}",
         labels=labels_message(record.labels),
@@ -86,7 +86,7 @@ def image_message(gallery_id: str, record: ImageRecord) -> gallery_pb2.Image:
         content_hash=record.content_hash,
         width_px=record.width_px,
         height_px=record.height_px,
-        update_time=timestamp(record.update_time_s),
+        update_time=timestamp(record.update_time_s) if record.update_time_s else None,
         expire_time=None if record.expire_time_s is None else timestamp(record.expire_time_s),
         etag=etag(record.sequence),
         from_thumbnail=record.from_thumbnail,

@@ -137,13 +137,14 @@ def answer(search: Search, side: Side, sides: Sides, deadline: Deadline) -> sear
         proved_below=found.proved_below,
         generation=search.gallery.spec.generation,
         rerank=rerank_message(search.scoring.settings, search.scoring.depth),
+        store_unreachable=found.store_unreachable or side.store_unreachable,
     )
 
 
 def answer_unsent(request: search_pb2.SearchRequest, sides: Sides, deadline: Deadline) -> search_pb2.SearchResponse:
     """Do all of a search that needs no model, in one visit to a thread. Blocks."""
     search = parse_search(request, sides)
-    return answer(search, sides.unsent(search.query, "query", search.basis), sides, deadline)
+    return answer(search, sides.unsent(search.query, "query", search.basis, without_store=True), sides, deadline)
 
 
 def _timings(found: SearchAnswer, side: Side) -> search_pb2.StageTimings:

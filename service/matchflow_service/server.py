@@ -202,17 +202,17 @@ async def serve(settings: ServiceSettings, *, on_listening: Callable[[int], None
 def _open_store(settings: ServiceSettings) -> GalleryStore:
     try:
         if isinstance(settings.store, str) and settings.cache is not None:
-            return _open_shared_store(settings.store, settings.cache)
+            return _open_shared_store(settings.store, settings.cache, settings.reads_without_store_s)
         durability = Durability(settings.durability or Durability.DISK)
         return GalleryStore.open(Path(settings.store), durability=durability, upkeep_s=UPKEEP_S)
     except StoreUnavailableError as error:
         raise StartError(f"can't open the store: {error}") from error
 
 
-def _open_shared_store(address: str, cache: Path) -> GalleryStore:
+def _open_shared_store(address: str, cache: Path, reads_without_store_s: float) -> GalleryStore:
     truth = RedisTruth(RedisAddress.parse(address))
     try:
-        return GalleryStore.open(cache, truth=truth, upkeep_s=UPKEEP_S)
+        return GalleryStore.open(cache, truth=truth, upkeep_s=UPKEEP_S, reads_without_store_s=reads_without_store_s)
     except BaseException:
         truth.close()
         raise

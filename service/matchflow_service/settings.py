@@ -40,6 +40,9 @@ class ServiceSettings(BaseSettings):
     # When an image in a folder counts as stored: DISK, once it is synchronised; PROCESS, once the operating system has
     # it. On a Redis server its own appendfsync says that.
     durability: Literal["disk", "process"] | None = Field(default=None, validate_default=True)
+    # How long after the last answer of a store on a Redis server searches go on without it, from what this process knew
+    # last, which a reply then says; 0: never. What other servers remove meanwhile is still found here.
+    reads_without_store_s: float = Field(default=60.0, ge=0)
     bundles: Annotated[list[Path], NoDecode] = Field(min_length=1)
     provider: str = "CPUExecutionProvider"
     # Concurrent calls of the model, each on one thread.

@@ -52,7 +52,7 @@ class Side:
     """One image of a comparison.
 
     `stored`, `record` and `gallery` are there for a stored image, `rgb` uint8 [H, W, 3] for one that was sent, where
-    asked for.
+    asked for. `store_unreachable`: the record is what the server knew last; see Gallery.known.
     """
 
     features: Features
@@ -64,6 +64,7 @@ class Side:
     rgb: NDArray[np.uint8] | None = None
     decode_s: float = 0.0
     encode_s: float = 0.0
+    store_unreachable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,29 +104,35 @@ class Sides:
             encode_s=time.perf_counter() - decoded_s,
         )
 
-    def unsent(self, query: search_pb2.Query, field: str, basis: Basis) -> Side:
-        """Return a side for which no model has to run: a stored image or features."""
+    def unsent(self, query: search_pb2.Query, field: str, basis: Basis, *, without_store: bool = False) -> Side:
+        """Return a side for which no model has to run: a stored image or features.
+
+        `without_store` is for those whose reply can say that the store could not be reached.
+        """
         match query.WhichOneof("source"):
             case "image":
-                return self._stored(names.parse_image(query.image, f"{field}.image"), basis)
+                name = names.parse_image(query.image, f"{field}.image")
+                return self._stored(name, basis, without_store=without_store)
             case "features":
                 return self._of_features(query.features, basis)
             case _:
                 raise FieldInvalidError(field, "expected one of image_bytes, image or features; got none")
 
-    def _stored(self, name: ImageName, basis: Basis) -> Side:
+    def _stored(self, name: ImageName, basis: Basis, *, without_store: bool) -> Side:
         pinned = basis.gallery
         same = pinned is not None and pinned.spec.gallery_id == name.gallery_id
         gallery = pinned if pinned is not None and same else self.store.gallery(name.gallery_id)
         require_same_bundle(basis.bundle_digest, gallery.spec.bundle_digest)
-        record = gallery.get(name.image_id)
+        image_id = name.image_id
+        record, unreachable = gallery.known(image_id) if without_store else (gallery.get(image_id), False)
         return Side(
-            features=gallery.features(name.image_id),
+            features=gallery.features(image_id),
             bundle_digest=basis.bundle_digest,
             geometry=self.geometry(basis, record.width_px, record.height_px),
             stored=name,
             gallery=gallery,
             record=record,
+            store_unreachable=unreachable,
         )
 
     def _of_features(self, message: types_pb2.Features, basis: Basis) -> Side:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from index_samples import gallery_spec, naive_search, new_image, new_images, sample_features
 
 from matchflow_index import GalleryStore, SearchQuery, StoreUnavailableError
+from matchflow_index.arrays import decode_arrays, encode_arrays
+from matchflow_index.cachefile import read_cache, write_cache
 from matchflow_index.slab import BLOCK_ROWS, HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -327,3 +329,19 @@ def test_a_folder_that_refuses_the_slab_is_reported(saved: Path) -> None:
     folder.write_bytes(b"no folder")
     with GalleryStore.open(saved) as store, pytest.raises(StoreUnavailableError, match="replaced"):
         store.gallery("demo")
+
+
+@pytest.mark.parametrize("name", ["widths_px", "heights_px", "from_thumbnail"])
+def test_caches_from_before_there_was_a_column_are_rebuilt(
+    saved: Path, images: list[NewImage], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = cache(saved, "slots.cache")
+    header, payload = read_cache(path)
+    arrays = decode_arrays(payload)
+    assert len(arrays.pop(name)) == 40
+    write_cache(path, header, encode_arrays(arrays))
+    check_answers(saved, images)
+    assert f"rebuilt from the truth: expected an array {name}" in warnings(caplog)
+    caplog.clear()
+    check_answers(saved, images)
+    assert not warnings(caplog)

@@ -110,6 +110,22 @@ def test_codes_are_equal_where_values_are_and_zero_where_there_is_none(
         assert len(given) == len(set(given)) == len(of_value)
 
 
+@given(batches=batches, changes=changes, wanted=st.lists(st.integers(0, 100), max_size=8))
+def test_labels_are_read_back_as_they_were_given(
+    batches: list[Plain], changes: list[tuple[int, dict[str, LabelValue]]], wanted: list[int]
+) -> None:
+    columns, plain = built(batches, changes)
+    again = LabelColumns.decode(columns.encode(), size=len(plain))
+    slots = [slot % len(plain) for slot in wanted if plain]
+    taken = columns.take(np.array(sorted(set(slots)), np.int64))
+    for found in (columns.of(np.array(slots, np.int64)), again.of(np.array(slots, np.int64))):
+        assert found == [plain[slot] for slot in slots]
+        for labels_found, slot in zip(found, slots, strict=True):
+            for name, value in labels_found.items():
+                assert kind_of(value) is kind_of(plain[slot][name])
+    assert taken.of(np.arange(len(set(slots)))) == [plain[slot] for slot in sorted(set(slots))]
+
+
 def test_columns_grow_beyond_their_first_size() -> None:
     columns = LabelColumns()
     for start in range(0, 5000, 700):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from index_samples import (
 )
 
 from matchflow_index import FeaturesRejectedError, ImageFilter, LabelCondition, SearchQuery, errors
+from matchflow_index import shelf as shelf_module
 from matchflow_index.checks import check_features, check_image
 from matchflow_index.errors import CacheDamagedError
 from matchflow_index.flat_index import FlatIndex
@@ -37,6 +39,7 @@ from matchflow_matching import MatchMode, MatchSettings, global_cosines, match
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from matchflow_index import ImageRecord
     from matchflow_index.shelf import Shelf
 
 FEATURES = sample_features(64)
@@ -272,7 +275,7 @@ def test_columns_are_read_as_they_were_written_and_taken_as_they_are(kept: list[
     shelf.apply([*puts, *(removal(f"image-{k}", 20 + k) for k in sorted(gone))], 40)
     again = Slots.decode(shelf.slots.encode(), size=12)
     taken = shelf.slots.taken(np.array(kept, np.int64))
-    for name in ("row_ids", "sequences", "live", "cell_norms", "expire_times_s"):
+    for name in shelf_module._COLUMNS:
         values = getattr(shelf.slots, name).values
         np.testing.assert_array_equal(getattr(again, name).values, values)
         np.testing.assert_array_equal(getattr(taken, name).values, values[kept])
@@ -285,7 +288,20 @@ def test_columns_are_read_as_they_were_written_and_taken_as_they_are(kept: list[
     shelf.close()
 
 
-@pytest.mark.parametrize("name", ["row_ids", "live", "labels", "id_text", "id_ends", "id_checksums"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "row_ids",
+        "live",
+        "widths_px",
+        "heights_px",
+        "from_thumbnail",
+        "labels",
+        "id_text",
+        "id_ends",
+        "id_checksums",
+    ],
+)
 def test_columns_that_lack_one_are_refused(shelf: Shelf, name: str) -> None:
     put(shelf, "a", "b")
     arrays = shelf.slots.encode()
@@ -295,6 +311,63 @@ def test_columns_that_lack_one_are_refused(shelf: Shelf, name: str) -> None:
         Slots.decode({**arrays, name: arrays[name][:1]}, size=2)
     with pytest.raises(CacheDamagedError):
         Slots.decode(arrays, size=3)
+
+
+def record_of(name: str, sequence: int, **changes: Any) -> ImageRecord:
+    record = put_update(name, sequence, FEATURES[0]).record
+    assert record is not None
+    return replace(record, **{"content_hash": "sha256:x", "update_time_s": 17.0, **changes})
+
+
+def apply_put(shelf: Shelf, record: ImageRecord) -> None:
+    update = put_update(record.image_id, record.sequence, FEATURES[record.sequence])
+    shelf.apply([replace(update, record=record)], record.sequence)
+
+
+def as_known(record: ImageRecord) -> ImageRecord:
+    return replace(record, content_hash="", update_time_s=0.0)
+
+
+def test_a_record_is_known_but_for_content_hash_and_update_time(shelf: Shelf) -> None:
+    records = [
+        record_of(
+            "a", 1, width_px=640, height_px=480, labels={"n": 1.5, "s": "x", "t": datetime(2026, 1, 1, tzinfo=UTC)}
+        ),
+        record_of("b", 2, expire_time_s=1234.5678901, from_thumbnail=True),
+        record_of("ß", 3, width_px=50_000, height_px=1, labels={"s": "y"}),
+    ]
+    for record in records:
+        apply_put(shelf, record)
+    first, second, third = (as_known(record) for record in records)
+    assert shelf.records_of(["ß", "nobody", "a", "b", "a"]) == [third, None, first, second, first]
+    assert shelf.records_of([]) == []
+    for slots in (Slots.decode(shelf.slots.encode(), size=3), shelf.slots.taken(np.arange(3))):
+        assert slots.records([1, 0, 2]) == [second, first, third]
+
+
+def test_what_is_known_follows_changes_and_goes_with_the_image(shelf: Shelf) -> None:
+    first = record_of("a", 1, width_px=640, height_px=480, labels={"s": "x", "n": 1.0}, from_thumbnail=True)
+    apply_put(shelf, first)
+    relabelled = replace(first, sequence=2, labels={"s": "z"}, expire_time_s=99.0)
+    change = Change(sequence=2, kind=ChangeKind.RELABEL, image_id="a", row_id=first.row_id, time_s=0.0)
+    shelf.apply([Update(change=change, record=relabelled)], 2)
+    assert shelf.records_of(["a"]) == [as_known(relabelled)]
+    replaced = record_of("a", 3, width_px=32, height_px=16)
+    apply_put(shelf, replaced)
+    assert shelf.records_of(["a"]) == [as_known(replaced)]
+    shelf.apply([removal("a", 4)], 4)
+    assert shelf.records_of(["a"]) == [None]
+    # Nothing of what is gone is kept.
+    for name in ("widths_px", "heights_px", "from_thumbnail"):
+        assert not getattr(shelf.slots, name).values.any()
+    assert shelf.slots.labels.of(np.arange(2)) == [{}, {}]
+
+
+def test_a_size_beyond_what_a_column_holds_is_the_largest_that_it_holds(shelf: Shelf) -> None:
+    apply_put(shelf, record_of("a", 1, width_px=2**40, height_px=2**31 - 1))
+    (record,) = shelf.records_of(["a"])
+    assert record is not None
+    assert (record.width_px, record.height_px) == (2**31 - 1, 2**31 - 1)
 
 
 def test_cosines_are_bit_equal_to_those_of_match() -> None:

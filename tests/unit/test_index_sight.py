@@ -12,7 +12,7 @@ from index_samples import empty_shelf, gallery_spec, new_image, new_images, put_
 from matchflow_index import GalleryStore, SearchQuery, live_shelf
 from matchflow_index import search as search_module
 from matchflow_index.exhaustive import widen
-from matchflow_index.sight import MOST_LOOKS, Sight
+from matchflow_index.sight import MOST_LOOKS, Records, Sight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,11 +50,11 @@ class Looked:
 
 def looked_up(sight: Sight) -> list[Any]:
     """Return what a sight has of an image: with the snapshots above, its id and the moment."""
-    return list(sight.records_of(["a"]))
+    return list(sight.records_of(["a"]).found)
 
 
-def nothing(image_ids: Any) -> list[Any]:
-    return [None for _ in image_ids]
+def nothing(image_ids: Any) -> Records:
+    return Records(found=[None for _ in image_ids])
 
 
 @pytest.fixture
@@ -128,8 +128,8 @@ def test_a_shelf_that_was_replaced_is_left_for_the_new_one_only_when_it_must_be(
 
 
 def test_without_snapshots_records_are_those_of_now(shelf: Shelf) -> None:
-    with Sight(lambda: shelf, lambda image_ids: [None for _ in image_ids]) as sight, sight.still():
-        assert sight.records_of(["a", "b"]) == [None, None]
+    with Sight(lambda: shelf, nothing) as sight, sight.still():
+        assert sight.records_of(["a", "b"]) == Records(found=[None, None], store_unreachable=False)
 
 
 def test_labels_of_hits_are_those_of_the_moment_of_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,9 +227,12 @@ def rewrite_slots(store: Path, name: str, change: Callable[[np.ndarray[Any, Any]
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        ("row_ids", 1, "expected row, change and expiry"),
-        ("sequences", 1, "expected row, change and expiry"),
-        ("expire_times_s", 5.0, "expected row, change and expiry"),
+        ("row_ids", 1, "expected row, change, expiry"),
+        ("sequences", 1, "expected row, change, expiry"),
+        ("expire_times_s", 5.0, "expected row, change, expiry"),
+        ("widths_px", 5, "expected row, change, expiry, width"),
+        ("heights_px", 5, "expected row, change, expiry, width, height"),
+        ("from_thumbnail", True, "from a thumbnail"),
         ("cell_norms", 9.0, "expected longest cell"),
         ("live", False, "expected one live slot of the image; got []"),
     ],

@@ -33,6 +33,7 @@ def test_only_store_and_bundles_must_be_given(clean_environment: pytest.MonkeyPa
     settings = ServiceSettings(store=STORE, bundles=BUNDLES)
     assert (settings.host, settings.port) == ("127.0.0.1", 50051)
     assert settings.encoder_threads == settings.search_threads == available_cores() >= 1
+    assert settings.reads_without_store_s == 60
     with pytest.raises(ValidationError) as raised:
         ServiceSettings.from_environment()
     assert {error["loc"][0] for error in raised.value.errors()} == {"store", "bundles"}
@@ -45,11 +46,13 @@ def test_the_environment_is_read_and_flags_win(clean_environment: pytest.MonkeyP
         "PORT": "6000",
         "LOG_LEVEL": "debug",
         "ENCODER_WAIT_MS": "0.5",
+        "READS_WITHOUT_STORE_S": "0",
     }.items():
         clean_environment.setenv(f"MATCHFLOW_{name}", value)
     settings = ServiceSettings.from_environment()
     assert (settings.store, settings.bundles) == (Path("/data"), [Path("/models/a"), Path("/models/b")])
     assert (settings.port, settings.log_level, settings.encoder_wait_ms) == (6000, "DEBUG", 0.5)
+    assert settings.reads_without_store_s == 0
     assert ServiceSettings(store=STORE, bundles=BUNDLES, port=7000).port == 7000
 
 
@@ -67,6 +70,8 @@ def test_the_environment_is_read_and_flags_win(clean_environment: pytest.MonkeyP
         ("max_image_bytes", 0),
         ("max_image_pixels", 0),
         ("drain_s", -1),
+        ("reads_without_store_s", -1),
+        ("reads_without_store_s", float("nan")),
         ("log_format", "xml"),
         ("log_level", 5),
         ("unheard_of", 1),
