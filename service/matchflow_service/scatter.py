@@ -88,8 +88,8 @@ class _Axes:
         return left + across * (right - left), bottom - up * (bottom - top)
 
 
-def render_scatter(points: Sequence[ScatterPoint], texts: ScatterTexts) -> bytes:
-    """Draw 1 to 32 points as a PNG of 960 x 600.
+def render_scatter(points: Sequence[ScatterPoint], texts: ScatterTexts, *, curve: bool = False) -> bytes:
+    """Draw 1 to 32 points as a PNG of 960 x 600; as a `curve` they are joined in order of x, above a y of 0.
 
     Raises ScatterInvalidError for another number of them, numbers that are not finite, or an x that is not positive.
     """
@@ -99,18 +99,20 @@ def render_scatter(points: Sequence[ScatterPoint], texts: ScatterTexts) -> bytes
     axes = _Axes(
         area=(MARGIN_PX + 62.0, MARGIN_PX + 62.0, WIDTH_PX - MARGIN_PX - 8.0, HEIGHT_PX - MARGIN_PX - 52.0),
         x_ticks=log_ticks([point.x for point in points]),
-        y_ticks=linear_ticks([point.y for point in points]),
+        y_ticks=linear_ticks([*(point.y for point in points), *([0.0] if curve else [])]),
     )
     font = scalable_font(TEXT_PX)
     places = [axes.place(point.x, point.y) for point in points]
     boxes = place_labels(places, [_extent(point.label, font) for point in points], axes.area)
-    canvas = _draw_shapes(points, places, boxes, axes)
+    canvas = _draw_shapes(points, places, boxes, axes, joined=sorted(places) if curve else [])
     pen = ImageDraw.Draw(canvas)
     _write_ticks(pen, axes, font)
     _write_texts(canvas, texts, axes)
     for point, (left, top, right, bottom) in zip(points, boxes, strict=True):
         middle = (left + right) / 2, (top + bottom) / 2
-        pen.text(middle, point.label, fill=_colour(point), font=font, anchor="mm")
+        # The curve may pass behind it.
+        halo = 4 if curve else 0
+        pen.text(middle, point.label, fill=_colour(point), font=font, anchor="mm", stroke_width=halo, stroke_fill=WHITE)
     return png_bytes(canvas)
 
 
@@ -233,9 +235,14 @@ def _colour(point: ScatterPoint) -> Colour:
 
 
 def _draw_shapes(
-    points: Sequence[ScatterPoint], places: Sequence[tuple[float, float]], boxes: Sequence[Box], axes: _Axes
+    points: Sequence[ScatterPoint],
+    places: Sequence[tuple[float, float]],
+    boxes: Sequence[Box],
+    axes: _Axes,
+    *,
+    joined: Sequence[tuple[float, float]],
 ) -> Image.Image:
-    """Draw grid, points, and lines to the labels that stand apart; scaled down to the finished size."""
+    """Draw grid, curve, points, and lines to the labels that stand apart; scaled down to the finished size."""
     times = ENLARGED
     canvas = Image.new("RGB", (WIDTH_PX * times, HEIGHT_PX * times), WHITE)
     pen = ImageDraw.Draw(canvas)
@@ -246,6 +253,8 @@ def _draw_shapes(
     for tick in axes.y_ticks:
         y = axes.place(axes.x_ticks[0], tick)[1] * times
         pen.line((left, y, right, y), fill=FRAME, width=times)
+    if joined:
+        pen.line([(x * times, y * times) for x, y in joined], fill=HUES[0], width=2 * times)
     for place, box in zip(places, boxes, strict=True):
         if _line(place, box):
             ends = [(x * times, y * times) for x, y in (place, _nearest(place, box))]

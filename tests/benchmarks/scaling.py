@@ -8,6 +8,7 @@ that the server reports. Growth is reported at sizes in between, with a plot.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from bench_features import ROOT, sample_batch, sample_bundle
 from local_server import local_server
+from PIL import Image
 from report import BENCH, write_report
 from store_filling import CHUNK, fill, spec
 from storing import redis_figures
@@ -147,16 +149,26 @@ def sizes(size: int) -> list[int]:
     return sorted({step for step in (10_000, 30_000, 100_000, 300_000) if step < size} | {size})
 
 
+PANELS = {
+    "search_p50_ms": ("Search by stored image", "depth 100, top 10, one core", "p50 in the server, ms"),
+    "resident_mb": ("Memory of the server", "resident, page cache left out", "MB"),
+    "start_s": ("From the start of the server to its first answer", "caches saved", "s"),
+    "disk_over_raw": ("Disk, truth and caches", "in units of the raw feature bytes", "times"),
+}
+
+
 def draw(curve: list[dict[str, float]], path: Path) -> None:
-    """Draw the median time of a search against the number of images."""
-    points = [ScatterPoint(x=step["images"], y=step["search_p50_ms"], label=f"{step['images']:,.0f}") for step in curve]
-    texts = ScatterTexts(
-        title="Growth of a gallery",
-        subtitle="search by stored image, depth 100, top 10, one core",
-        x_label="images",
-        y_label="p50 in the server, ms",
-    )
-    path.write_bytes(render_scatter(points, texts))
+    """Draw how time, memory and disk grow with the number of images."""
+    drawn = []
+    for name, (title, subtitle, unit) in PANELS.items():
+        points = [ScatterPoint(x=step["images"], y=step[name], label=f"{step[name]:.3g}") for step in curve]
+        texts = ScatterTexts(title=title, subtitle=subtitle, x_label="images", y_label=unit)
+        drawn.append(Image.open(io.BytesIO(render_scatter(points, texts, curve=True))))
+    width, height = drawn[0].size
+    whole = Image.new("RGB", (2 * width, height * -(-len(drawn) // 2)))
+    for place, panel in enumerate(drawn):
+        whole.paste(panel, (width * (place % 2), height * (place // 2)))
+    whole.save(path)
 
 
 def main(arguments: list[str] | None = None) -> None:

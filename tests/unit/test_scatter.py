@@ -57,6 +57,17 @@ def test_points_lie_further_right_and_up_the_larger_their_numbers() -> None:
     assert centre[0] == pytest.approx((low[0] + high[0]) / 2, abs=2)
 
 
+def test_a_curve_joins_its_points_in_order_above_nothing() -> None:
+    points = [ScatterPoint(x=x, y=y, label="") for x, y in ((100, 30), (1, 10), (10, 20))]
+    inked = [(pixels(render_scatter(points, TEXTS, curve=curve)) == HUES[0]).all(axis=2) for curve in (False, True)]
+    apart, joined = (set(np.flatnonzero(each.any(axis=0)).tolist()) for each in inked)
+    assert joined == set(range(min(joined), max(joined) + 1)) > apart
+    # It rises from left to right, and its axis begins at 0: the lowest point is a third of the highest.
+    heights = [np.flatnonzero(inked[1][:, column]).mean() for column in sorted(joined)]
+    assert heights[0] > heights[len(heights) // 2] > heights[-1]
+    assert linear_ticks([0.0, 10.0, 30.0])[0] == 0
+
+
 def test_kinds_of_points_differ_in_shape_and_colour() -> None:
     def point(*, highlighted: bool = False, hollow: bool = False) -> bytes:
         return render_scatter([ScatterPoint(x=1, y=1, label="", highlighted=highlighted, hollow=hollow)], TEXTS)
