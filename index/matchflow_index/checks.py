@@ -54,8 +54,8 @@ def _wrong_with(value: LabelValue) -> str | None:
     return None if exact else "expected a finite number that float64 holds exactly"
 
 
-def check_features(features: Features, spec: GallerySpec, what: str) -> None:
-    """Raise FeaturesRejectedError unless shapes, types and values are the gallery's; `what` names the image."""
+def check_shapes(features: Features, spec: GallerySpec, what: str) -> None:
+    """Raise FeaturesRejectedError unless shapes and types are the gallery's; `what` names the image."""
     cells, dim = spec.grid.size, spec.embedding_dim
     for name, array, dtype, shape in (
         ("embedding", features.embedding, np.float32, (dim,)),
@@ -66,6 +66,11 @@ def check_features(features: Features, spec: GallerySpec, what: str) -> None:
             raise FeaturesRejectedError(
                 f"{name} of {what}: expected {np.dtype(dtype)} {list(shape)}; got {array.dtype} {list(array.shape)}"
             )
+
+
+def check_features(features: Features, spec: GallerySpec, what: str) -> None:
+    """Raise FeaturesRejectedError unless shapes, types and values are the gallery's; `what` names the image."""
+    check_shapes(features, spec, what)
     if not (np.isfinite(features.scales).all() and (features.scales >= 0).all()):
         raise FeaturesRejectedError(f"scales of {what}: expected finite numbers of at least 0")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -28,13 +29,15 @@ MOST_DISAGREEMENTS = 10
 class ComparisonQuery:
     """What is compared: the best `top_k` hits for so many stored images, the same ones for the same `seed`.
 
-    `label`: hits with the query's value of it are right; None: nothing is said of that.
+    `label`: hits with the query's value of it are right; None: nothing is said of that. `deadline` is a time of
+    time.monotonic() in seconds after which nothing more is asked.
     """
 
     queries: int = 200
     top_k: int = 10
     label: str | None = None
     seed: int = 0
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,8 @@ def compare(active: Gallery, other: Gallery, query: ComparisonQuery) -> Comparis
     """Search both generations with images that both have, each with its own match defaults; StoreUnavailableError."""
     tally = _Tally()
     for image_id in _drawn(active, other, query):
+        if query.deadline is not None and time.monotonic() >= query.deadline:
+            break
         try:
             answers = [_hits(gallery, image_id, query.top_k) for gallery in (active, other)]
             value = None if query.label is None else active.get(image_id).labels.get(query.label)

@@ -2,6 +2,7 @@
 
 GalleryIndexError
 ├── GalleryNotFoundError     no gallery of that id, or it was deleted meanwhile
+│   └── GenerationDroppedError   the gallery is there, but this generation of it was deleted meanwhile
 ├── GalleryExistsError       that gallery id is taken
 ├── GenerationNotFoundError  no generation of that number in the gallery
 ├── GenerationExistsError    the gallery has two generations already
@@ -35,6 +36,15 @@ class GalleryNotFoundError(GalleryIndexError):
     def __init__(self, gallery_id: str) -> None:
         super().__init__(f"there is no gallery {gallery_id!r}")
         self.gallery_id = gallery_id
+
+
+class GenerationDroppedError(GalleryNotFoundError):
+    """The gallery is there, but this generation of it was deleted meanwhile."""
+
+    def __init__(self, gallery_id: str, generation: int) -> None:
+        super().__init__(gallery_id)
+        self.args = (f"generation {generation} of gallery {gallery_id!r} was deleted",)
+        self.generation = generation
 
 
 class GalleryExistsError(GalleryIndexError):

@@ -13,20 +13,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
-from matchflow_index.checks import check_features, check_image
-from matchflow_index.errors import ContentDiffersError, StoreUnavailableError
+from matchflow_index.checks import check_features, check_image, check_shapes
+from matchflow_index.errors import ContentDiffersError, FeaturesRejectedError, StoreUnavailableError
 from matchflow_index.records import PutOutcome, PutResult
 from matchflow_index.truth import Position
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from matchflow_index.gallery import Gallery
     from matchflow_index.records import GallerySpec, ImageRecord, NewImage
+    from matchflow_index.truth import Change
     from matchflow_index.writing import Writing
     from matchflow_matching.features import Features
 
@@ -59,6 +61,14 @@ class Difference:
         return self.wants_features and self.thumbnail is not None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """By what a step computes, if anything, and when it is to end early."""
+
+    embed: Embed | None
+    stopped: Callable[[], bool]
+
+
 class Follower:
     """Keeps `target` in step with `source`; any thread may ask for a step, they take turns."""
 
@@ -66,6 +76,8 @@ class Follower:
         self.source = source
         self.target = target
         self._turn = threading.RLock()
+        self._counting = threading.Lock()
+        self._waiting = 0
         self._cursor: str | None = None
 
     @property
@@ -76,10 +88,10 @@ class Follower:
         return position if position is not None and position.uuid == self.source.stored.uuid else None
 
     def step(self, embed: Embed | None, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Do a piece of what is left to do, and tell whether there was any; without `embed` nothing is computed.
+        """Do a piece of what is left to do, and tell whether there was any.
 
-        Raises StoreUnavailableError, GenerationMovedError once the target is active, FeaturesRejectedError for features
-        of another shape, and what `embed` raises.
+        Without `embed` it goes as far as nothing has to be computed. Raises StoreUnavailableError, GenerationMovedError
+        once the target is active, FeaturesRejectedError for features of another shape, and what `embed` raises.
         """
         with self._turn:
             position = self.position or self._begin()
@@ -89,11 +101,31 @@ class Follower:
             if lost:
                 self._begin_anew(position)
                 return True
+            work = _Work(embed=embed, stopped=stopped)
             if changes:
-                reached = replace(position, sequence=changes[-1].sequence)
-                self._make_equal([change.image_id for change in changes], reached, embed, stopped)
-                return True
-            return embed is not None and not position.complete and self._walk(position, embed, stopped)
+                return self._follow(position, changes, work)
+            return not position.complete and self._walk(position, work)
+
+    @contextmanager
+    def undisturbed(self, timeout_s: float) -> Iterator[bool]:
+        """Let nobody else take a step inside the block; false when somebody was not done in time."""
+        with self._counting:
+            self._waiting += 1
+        try:
+            mine = self._turn.acquire(timeout=timeout_s)
+        finally:
+            with self._counting:
+                self._waiting -= 1
+        try:
+            yield mine
+        finally:
+            if mine:
+                self._turn.release()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits for whoever takes a step now."""
+        return self._waiting > 0
 
     def wanted(self, image_id: str, content_hash: str | None) -> ImageRecord | None:
         """Return the record of an image of the source whose features the target lacks; None when it has them.
@@ -122,7 +154,7 @@ class Follower:
         names = [image.image_id for image in images]
         with self._turn:
             with self.target.snapshot() as snapshot:
-                targets = snapshot.records_of(names)
+                position, targets = snapshot.position, snapshot.records_of(names)
             with self.source.snapshot() as snapshot:
                 sources = snapshot.records_of(names)
                 # What came as features leaves the picture to the source.
@@ -133,8 +165,10 @@ class Follower:
 
             def work(writing: Writing) -> list[PutResult]:
                 results = []
+                # Somebody who has followed further may have written what is newer than what was read here.
+                current = writing.is_at(position)
                 for image, source, target, picture in zip(images, sources, targets, kept, strict=True):
-                    same = source is not None and source.content_hash == image.content_hash
+                    same = source is not None and source.content_hash == image.content_hash and current
                     if source is None or not same or not writing.is_as_known(image.image_id, target):
                         results.append(PutResult(outcome=PutOutcome.MISSING, row_id=0, sequence=self.target.sequence))
                         continue
@@ -149,10 +183,13 @@ class Follower:
 
     def _begin(self) -> Position:
         """Take all changes up to now for granted: the walk through all images looks at what they came to."""
-        with self.source.snapshot() as snapshot:
-            position = Position(uuid=self.source.stored.uuid, sequence=snapshot.sequence)
+        position = self._here()
         self.target.take_over(lambda writing: writing.follow(position))
         return position
+
+    def _here(self) -> Position:
+        with self.source.snapshot() as snapshot:
+            return Position(uuid=self.source.stored.uuid, sequence=snapshot.sequence)
 
     def _begin_anew(self, position: Position) -> None:
         """Drop what the source does not have, since nobody can tell when it was removed, and walk through all again."""
@@ -163,7 +200,7 @@ class Follower:
                 f"active one begins after change {position.sequence}; delete it"
             )
         logger.warning("generation %d of gallery %s begins anew", spec.generation, spec.gallery_id)
-        began = self._begin()
+        began = self._here()
         cursor: str | None = None
         while image_ids := self._page(self.target, cursor):
             with self.source.snapshot() as snapshot:
@@ -171,16 +208,33 @@ class Follower:
             self.target.erase([name for name, record in zip(image_ids, found, strict=True) if record is None])
             cursor = image_ids[-1]
         self._cursor = None
+        # Last: should this end before, it is done again.
         self.target.take_over(lambda writing: writing.follow(began))
 
-    def _walk(self, position: Position, embed: Embed, stopped: Callable[[], bool]) -> bool:
-        """Look at the next images of the source."""
+    def _follow(self, position: Position, changes: list[Change], work: _Work) -> bool:
+        """Make so what some changes came to, and tell whether that was anything."""
+        differences = self._differences([change.image_id for change in changes])
+        if work.embed is None:
+            # What has to be computed, and all after it, is left to somebody who can.
+            later = {each.image_id for each in differences if each.can_be_computed}
+            done = list(takewhile(lambda change: change.image_id not in later, changes))
+            names = {change.image_id for change in done}
+            changes, differences = done, [each for each in differences if each.image_id in names]
+        if changes:
+            self._make_equal(differences, position, replace(position, sequence=changes[-1].sequence), work)
+        return bool(changes)
+
+    def _walk(self, position: Position, work: _Work) -> bool:
+        """Look at the next images of the source, and tell whether that was worth it."""
         image_ids = self._page(self.source, self._cursor)
         if not image_ids:
             self._cursor = None
-            self.target.take_over(lambda writing: writing.follow(replace(position, complete=True)))
+            self._make_equal([], position, replace(position, complete=True), work)
             return True
-        if self._make_equal(image_ids, None, embed, stopped):
+        differences = self._differences(image_ids)
+        if work.embed is None and any(each.can_be_computed for each in differences):
+            return False
+        if self._make_equal(differences, position, None, work):
             self._cursor = image_ids[-1]
         return True
 
@@ -189,25 +243,27 @@ class Follower:
             return [record.image_id for record in islice(snapshot.records(after), STEP)]
 
     def _make_equal(
-        self, image_ids: Iterable[str], reached: Position | None, embed: Embed | None, stopped: Callable[[], bool]
+        self, differences: list[Difference], position: Position, reached: Position | None, work: _Work
     ) -> bool:
         """Let the target have some images as the source does, and then be at a position, None: where it is.
 
-        False: stopped before that.
+        False: stopped before that, or somebody else has followed further meanwhile.
         """
-        differences = self._differences(list(dict.fromkeys(image_ids)))
-        if reached and embed is None and any(each.can_be_computed for each in differences):
-            reached = replace(reached, complete=False)
+        if not differences and reached is None:
+            return True
         for start in range(0, max(1, len(differences)), COMPUTED):
-            if stopped():
+            if work.stopped():
                 return False
             some = differences[start : start + COMPUTED]
             last = start + COMPUTED >= len(differences)
-            self._store(some, _computed(some, embed, self.target.spec), reached if last else None)
+            features = _computed(some, work.embed, self.target.spec)
+            if not self._store(some, features, position, reached if last else None):
+                return False
         return True
 
-    def _differences(self, image_ids: list[str]) -> list[Difference]:
+    def _differences(self, image_ids: Sequence[str]) -> list[Difference]:
         """Return the images that the two have otherwise, as both have them now, with what features are made of."""
+        image_ids = list(dict.fromkeys(image_ids))
         # The target first: whatever is newer in the source is in its log, and looked at again.
         with self.target.snapshot() as snapshot:
             targets = snapshot.records_of(image_ids)
@@ -221,18 +277,24 @@ class Follower:
                     found.append(difference)
         return found
 
-    def _store(self, some: list[Difference], computed: dict[str, Features], reached: Position | None) -> None:
-        def work(writing: Writing) -> list[str]:
+    def _store(
+        self, some: list[Difference], computed: dict[str, Features], position: Position, reached: Position | None
+    ) -> bool:
+        """Make some images so; false: somebody else has followed further than what was computed here is of."""
+
+        def work(writing: Writing) -> bool:
+            if not writing.is_at(position):
+                return False
             for each in some:
-                # Somebody else who follows may have been faster.
                 if writing.is_as_known(each.image_id, each.target):
                     _make_so(writing, each, computed.get(each.image_id))
             if reached is not None:
                 writing.follow(reached)
-            return [each.image_id for each in some if each.source is not None]
+            return True
 
-        written = self.target.take_over(work) if some or reached else []
-        self._forget_removed(written)
+        done = self.target.take_over(work)
+        self._forget_removed([each.image_id for each in some if each.source is not None])
+        return done
 
     def _forget_removed(self, image_ids: list[str]) -> None:
         """Remove at once what was removed from the source while it was computed, rather than when its log is read."""
@@ -253,9 +315,18 @@ def _computed(some: list[Difference], embed: Embed | None, spec: GallerySpec) ->
     if embed is None or not pictures:
         return {}
     features = embed([picture for _, picture in pictures])
-    computed = {name: found for (name, _), found in zip(pictures, features, strict=True) if found is not None}
-    for name, found in computed.items():
-        check_features(found, spec, f"image {name!r}")
+    computed = {}
+    for (name, _), found in zip(pictures, features, strict=True):
+        if found is None:
+            continue
+        check_shapes(found, spec, f"image {name!r}")
+        try:
+            check_features(found, spec, f"image {name!r}")
+        except FeaturesRejectedError as error:
+            # One image that a model can't cope with is missing; it must not keep the others waiting.
+            logger.warning("generation %d of gallery %s lacks an image: %s", spec.generation, spec.gallery_id, error)
+        else:
+            computed[name] = found
     return computed
 
 

@@ -139,10 +139,14 @@ class Gallery:
         stored = self._truth.match_defaults(self._stored)
         return MatchDefaults() if stored is None else MatchDefaults.decode(stored, self.spec.gallery_id)
 
-    def set_match_defaults(self, defaults: MatchDefaults | None) -> None:
-        """Store other defaults; on disk when this returns. None: the paper's again. StoreUnavailableError."""
+    def set_match_defaults(self, defaults: MatchDefaults | None, *, active: bool | None = None) -> None:
+        """Store other defaults; on disk when this returns. None: the paper's again.
+
+        Raises StoreUnavailableError, and with `active` GenerationMovedError unless the generation is active as it says.
+        """
         with self._setting_defaults:
-            self._truth.set_match_defaults(self._stored, None if defaults is None else defaults.encode())
+            encoded = None if defaults is None else defaults.encode()
+            self._truth.set_match_defaults(self._stored, encoded, active=active)
             self._match_defaults = defaults or MatchDefaults()
 
     def require_bundle(self, digest: str) -> None:
@@ -284,8 +288,13 @@ class Gallery:
         return record
 
     def holding(self, image_id: str, content_hash: str) -> ImageRecord | None:
-        """Return the image's record when the gallery holds features of just this content of it."""
+        """Return the image's record when the gallery holds features of just this content of it.
+
+        Raises GenerationMovedError where this is not the active generation any more: the one that is may have another.
+        """
         with self.snapshot() as snapshot:
+            if not snapshot.active:
+                raise GenerationMovedError(self.spec.gallery_id, self.spec.generation)
             record = snapshot.record(image_id)
         held = record is not None and record.content_hash == content_hash and not record.from_thumbnail
         return record if held else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import threading
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -12,15 +13,18 @@ from typing import TYPE_CHECKING
 from matchflow_index.comparing import compare
 from matchflow_index.errors import (
     GenerationActiveError,
+    GenerationDroppedError,
     GenerationMovedError,
+    GenerationNotFoundError,
     GenerationNotReadyError,
     SequenceNotReachedError,
+    StoreUnavailableError,
 )
 from matchflow_index.following import Follower
 from matchflow_index.records import GENERATION_STRIDE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from matchflow_index.comparing import Comparison, ComparisonQuery
     from matchflow_index.following import Embed
@@ -34,11 +38,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How far behind a generation may be when writers begin to wait for the switch, and how long they wait at most.
-MOST_PENDING, LONGEST_HOLD_S = 1_000, 5.0
+# How far behind a generation may be for a switch to be tried, and when writers begin to wait for it; how long it
+# catches up before that, and how long they wait at most but for the images that are being computed.
+MOST_PENDING, FEW_PENDING = 1_000, 16
+LONGEST_CATCH_UP_S, LONGEST_HOLD_S = 2.0, 4.0
 LOOK_S = 0.05
 # How long a process that fills a generation is taken to be alive without saying so again.
 CLAIM_S = 60.0
+# How often a deletion that met a switch goes over both generations.
+MOST_ROUNDS = 20
 # Images of the active generation that are looked at for one page of missing ones.
 PAGE_LOOKS = 4_096
 
@@ -53,7 +61,7 @@ class GenerationState(enum.StrEnum):
     INCOMPLETE = "incomplete"
     """It has every image that could be computed."""
     WAITING_FOR_MODEL = "waiting_for_model"
-    """Images could be computed, but not here."""
+    """Images, or changes, may have to be computed, which can't be done here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +96,7 @@ class GalleryGenerations:
         self._truth = truth
         self._embed_of = embed_of
         self._followers: dict[tuple[str, str], Follower] = {}
+        self._making = threading.Lock()
         self._filling = False
         self._counted: tuple[tuple[int, int], int] = ((-1, -1), 0)
 
@@ -134,11 +143,9 @@ class GalleryGenerations:
         )
 
     def _state(self, digest: str, missing: int, pending: int, *, complete: bool) -> GenerationState:
-        if not complete:
+        if pending or not complete:
             able = self._embed_of(digest) is not None
             return GenerationState.FILLING if able else GenerationState.WAITING_FOR_MODEL
-        if pending:
-            return GenerationState.FILLING
         return GenerationState.INCOMPLETE if missing else GenerationState.READY
 
     def _missing_count(self, follower: Follower, position: Position | None) -> int:
@@ -210,22 +217,33 @@ class GalleryGenerations:
     def _switched(self, there: Generations, *, allow_missing: bool) -> bool:
         """Switch to the other generation if it is ready; tell whether it is active."""
         follower = self._follower(there)
-        source, found = follower.source, self._progress(follower)
+        found = self._progress(follower)
         if not found.complete or found.pending > MOST_PENDING:
             return False
         if found.missing > found.pending and not allow_missing:
             return False
-        embed = self._embed_of(follower.target.spec.bundle_digest)
-        with source.held():
-            end_s = time.monotonic() + LONGEST_HOLD_S
+        # Before writers have to wait: whoever fills may be in the middle of something.
+        with follower.undisturbed(LONGEST_HOLD_S) as mine:
             try:
-                while follower.step(embed, lambda: time.monotonic() > end_s):
-                    if time.monotonic() > end_s:
-                        return False
+                return mine and self._switch(follower, allow_missing=allow_missing)
             except GenerationMovedError:
                 return False
+
+    def _switch(self, follower: Follower, *, allow_missing: bool) -> bool:
+        source, embed = follower.source, self._embed_of(follower.target.spec.bundle_digest)
+        end_s = time.monotonic() + LONGEST_CATCH_UP_S
+        while self._progress(follower).pending > FEW_PENDING and time.monotonic() < end_s:
+            if not follower.step(embed, lambda: time.monotonic() > end_s):
+                break
+        with source.held():
+            end_s = time.monotonic() + LONGEST_HOLD_S
+            while follower.step(embed, lambda: time.monotonic() > end_s):
+                if time.monotonic() > end_s:
+                    return False
             if self._truth.shared:
+                # What others wrote counts too.
                 source.follow(0)
+                follower.target.follow(0)
             position, found = follower.position, self._progress(follower)
             if position is None or found.pending or not found.complete or (found.missing and not allow_missing):
                 return False
@@ -245,25 +263,29 @@ class GalleryGenerations:
         """
         of = (sequence - 1) // GENERATION_STRIDE + 1
         gallery = self._store.gallery(self._gallery_id, generation)
+        if gallery.spec.generation != of:
+            there = self._store.generations(self._gallery_id)
+            gallery = self._store.gallery(self._gallery_id, generation)
         if gallery.spec.generation == of:
             gallery.wait_for(sequence, timeout_s)
             return gallery
-        there = self._store.generations(self._gallery_id)
-        gallery = self._store.gallery(self._gallery_id, generation)
-        reached = gallery.sequence
-        if gallery.spec.generation == of:
-            gallery.wait_for(sequence, timeout_s)
-        elif gallery.spec.generation != there.active.spec.generation and of == there.active.spec.generation:
-            reached = self._followed(there, sequence, timeout_s)
-        elif there.other is not None and of == there.other.spec.generation:
-            # Once active, it gave its place away with all that was acknowledged.
-            reached = self._store.gallery(self._gallery_id, of).follow(0)
-        elif of < gallery.spec.generation:
-            # One that is gone gave its place away, too, if it ever was active.
-            reached = sequence
-        if gallery.spec.generation != of and reached < sequence:
+        reached = self._reached(there, gallery, sequence, timeout_s)
+        if reached < sequence:
             raise SequenceNotReachedError(self._gallery_id, wanted=sequence, reached=reached)
+        if self._truth.shared:
+            gallery.follow(0)
         return gallery
+
+    def _reached(self, there: Generations, gallery: Gallery, sequence: int, timeout_s: float) -> int:
+        """Return which change of the generation that a sequence is of is in another one, at least that one if it is."""
+        of = (sequence - 1) // GENERATION_STRIDE + 1
+        if of == there.active.spec.generation:
+            return self._followed(there, sequence, timeout_s)
+        if there.other is not None and of == there.other.spec.generation:
+            # Once active, it gave its place away with all that was acknowledged.
+            return self._store.gallery(self._gallery_id, of).follow(0)
+        # One that is gone gave its place away, too, if it ever was active.
+        return sequence if of <= there.given else gallery.sequence
 
     def _followed(self, there: Generations, sequence: int, timeout_s: float) -> int:
         """Wait until the other generation has followed a change of the active one; return which it has come to."""
@@ -276,12 +298,26 @@ class GalleryGenerations:
             time.sleep(LOOK_S)
 
     def fill(self, stopped: Callable[[], bool]) -> bool:
-        """Do a piece of what the other generation lacks, if no other process does; tell whether there was any."""
+        """Do a piece of what the other generation lacks, and tell whether there was any.
+
+        Of those processes that have its model one computes; what needs no model everybody does.
+        """
         there = self._store.generations(self._gallery_id)
-        self._filling = there.other is not None and self._truth.claim(there.other, CLAIM_S)
-        if there.other is None or not self._filling:
+        if there.other is None:
             return False
-        return self._follower(there).step(self._embed_of(there.other.spec.bundle_digest), stopped)
+        other, follower = there.other, self._follower(there)
+        if follower.is_waited_for:
+            return False
+        embed = self._embed_of(other.spec.bundle_digest)
+        if embed is not None and not self._claimed(other):
+            return False
+        return follower.step(
+            embed, lambda: stopped() or follower.is_waited_for or (embed is not None and not self._claimed(other))
+        )
+
+    def _claimed(self, other: StoredGallery) -> bool:
+        self._filling = self._truth.claim(other, CLAIM_S)
+        return self._filling
 
     def let_go(self) -> None:
         """Leave the filling to other processes."""
@@ -289,21 +325,45 @@ class GalleryGenerations:
         if other is not None and self._filling:
             self._truth.claim(other, 0)
 
-    def erase(self, image_ids: Sequence[str]) -> None:
-        """Delete images from the generation that is not active: what was deleted does not come back with it."""
-        there = self._store.generations(self._gallery_id)
-        if there.other is not None:
-            try:
-                self._store.gallery(self._gallery_id, there.other.spec.generation).erase(image_ids)
-            except GenerationMovedError:
-                # It followed all of the one that was active, up to the switch.
-                return
+    def delete_images(self, image_ids: Sequence[str], if_sequences: Mapping[str, int]) -> tuple[int, int]:
+        """Delete images from both generations, so that they do not come back with either; see Gallery.delete."""
+        deleted_from: set[str] = set()
+        counts = (0, 0)
+
+        def delete(gallery: Gallery) -> None:
+            nonlocal counts
+            if not deleted_from:
+                counts = gallery.delete(image_ids, if_sequences=if_sequences)
+            else:
+                gallery.delete(image_ids)
+            deleted_from.add(gallery.stored.uuid)
+
+        for _ in range(MOST_ROUNDS):
+            self._store.on_active(self._gallery_id, delete)
+            there = self._store.generations(self._gallery_id)
+            # Was it switched in between, the other one's images may be in no generation that was deleted from.
+            if there.active.uuid in deleted_from and self._is_erased(there, image_ids):
+                return counts
+        raise StoreUnavailableError(f"gallery {self._gallery_id!r} is switched too often; some of it is deleted")
+
+    def _is_erased(self, there: Generations, image_ids: Sequence[str]) -> bool:
+        """Delete images from the generation that is not active; false: it is active by now."""
+        if there.other is None:
+            return True
+        try:
+            self._store.gallery(self._gallery_id, there.other.spec.generation).erase(image_ids)
+        except GenerationMovedError:
+            return False
+        except (GenerationNotFoundError, GenerationDroppedError):
+            # With all that was in it.
+            pass
+        return True
 
     def _follower(self, there: Generations) -> Follower:
+        """Return the one follower of this pair, in this direction, that everybody here shares."""
         assert there.other is not None
-        key = (there.active.uuid, there.other.uuid)
-        if key not in self._followers:
-            source, target = (self._store.gallery(self._gallery_id, each.spec.generation) for each in there)
-            # One that nobody needs any more may still be at work: it gets a GenerationMovedError.
-            self._followers = {key: Follower(source, target)}
-        return self._followers[key]
+        source, target = (self._store.gallery(self._gallery_id, each.spec.generation) for each in there)
+        uuids = {each.uuid for each in there}
+        with self._making:
+            self._followers = {key: kept for key, kept in self._followers.items() if set(key) == uuids}
+            return self._followers.setdefault((there.active.uuid, there.other.uuid), Follower(source, target))

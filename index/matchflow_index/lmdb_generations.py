@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from matchflow_index.errors import (
     GalleryNotFoundError,
     GenerationActiveError,
+    GenerationDroppedError,
     GenerationExistsError,
     GenerationNotFoundError,
 )
-from matchflow_index.lmdb_view import U32, U64, LmdbView, count_up
+from matchflow_index.lmdb_view import U32, U64, LmdbView, count_up, read_counter
 from matchflow_index.records import GallerySpec
 from matchflow_index.truth import Generations, Position, StoredGallery
 
@@ -46,19 +47,26 @@ def stored_generations(txn: Any, databases: Databases, gallery_id: str) -> Gener
     active = _get(txn, databases, "galleries", gallery_id)
     if active is None:
         raise GalleryNotFoundError(gallery_id)
-    return Generations(active=active, other=_get(txn, databases, "others", gallery_id))
+    # The first one is not counted.
+    given = 1 + read_counter(txn, databases["counters"], _counter_key(gallery_id))
+    return Generations(active=active, other=_get(txn, databases, "others", gallery_id), given=given)
 
 
 def is_active(txn: Any, databases: Databases, gallery: StoredGallery) -> bool:
-    """Tell whether a generation is the active one; GalleryNotFoundError when it is not there any more."""
+    """Tell whether a generation is the active one.
+
+    GalleryNotFoundError when it is not there any more, GenerationDroppedError while another one of its gallery is.
+    """
     gallery_id = gallery.spec.gallery_id
     active = _get(txn, databases, "galleries", gallery_id)
     if active is not None and active.uuid == gallery.uuid:
         return True
     other = _get(txn, databases, "others", gallery_id)
-    if active is None or other is None or other.uuid != gallery.uuid:
-        raise GalleryNotFoundError(gallery_id)
-    return False
+    if other is not None and other.uuid == gallery.uuid:
+        return False
+    if active is not None and active.lineage == gallery.lineage:
+        raise GenerationDroppedError(gallery_id, gallery.spec.generation)
+    raise GalleryNotFoundError(gallery_id)
 
 
 def new_gallery(txn: Any, databases: Databases, spec: GallerySpec) -> StoredGallery:
@@ -74,9 +82,8 @@ def add_generation(txn: Any, databases: Databases, spec: GallerySpec) -> StoredG
     there = stored_generations(txn, databases, spec.gallery_id)
     if there.other is not None:
         raise GenerationExistsError(spec.gallery_id, there.other.spec.generation)
-    # The first one is not counted.
     generation = 1 + count_up(txn, databases["counters"], _counter_key(spec.gallery_id))
-    gallery = new_gallery(txn, databases, replace(spec, generation=generation))
+    gallery = new_gallery(txn, databases, replace(spec, generation=generation, lineage=there.active.lineage))
     txn.put(spec.gallery_id.encode(), encode_gallery(gallery), db=databases["others"])
     return gallery
 

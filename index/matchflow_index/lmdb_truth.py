@@ -196,8 +196,8 @@ class LmdbTruth:
     def read(self, gallery: StoredGallery) -> Iterator[Snapshot]:
         """Look at a gallery."""
         with self._env.reading() as txn:
-            is_active(txn, self._databases, gallery)
-            yield LmdbView(txn, self._databases, gallery)
+            active = is_active(txn, self._databases, gallery)
+            yield LmdbView(txn, self._databases, gallery, active=active)
 
     @contextmanager
     def hold(self, gallery: StoredGallery) -> Iterator[None]:  # noqa: ARG002 - nobody else writes here
@@ -210,7 +210,7 @@ class LmdbTruth:
         def guarded(txn: Any) -> Result:
             if is_active(txn, self._databases, gallery) is not active:
                 raise GenerationMovedError(gallery.spec.gallery_id, gallery.spec.generation)
-            return work(LmdbView(txn, self._databases, gallery))
+            return work(LmdbView(txn, self._databases, gallery, active=active))
 
         return self._env.write(guarded)
 
@@ -245,11 +245,12 @@ class LmdbTruth:
             found: bytes | None = None if database is None else txn.get(U32.pack(gallery.number), db=database)
             return found
 
-    def set_match_defaults(self, gallery: StoredGallery, defaults: bytes | None) -> None:
-        """Store a gallery's match defaults; None: forget them."""
+    def set_match_defaults(self, gallery: StoredGallery, defaults: bytes | None, *, active: bool | None = None) -> None:
+        """Store a gallery's match defaults; None: forget them. GenerationMovedError."""
 
         def work(txn: Any) -> None:
-            is_active(txn, self._databases, gallery)
+            if is_active(txn, self._databases, gallery) is not active is not None:
+                raise GenerationMovedError(gallery.spec.gallery_id, gallery.spec.generation)
             if defaults is None:
                 txn.delete(U32.pack(gallery.number), db=self._databases["defaults"])
             else:

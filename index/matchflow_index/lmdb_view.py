@@ -31,11 +31,12 @@ _LOG_KEY = struct.Struct(">IQ")
 class LmdbView:
     """A gallery inside an LMDB transaction: a Snapshot, and in a write transaction a Transaction."""
 
-    __slots__ = ("_base", "_databases", "_number", "_prefix", "_txn")
+    __slots__ = ("_active", "_base", "_databases", "_number", "_prefix", "_txn")
 
-    def __init__(self, txn: Any, databases: Mapping[str, Any], gallery: StoredGallery) -> None:
+    def __init__(self, txn: Any, databases: Mapping[str, Any], gallery: StoredGallery, *, active: bool = True) -> None:
         self._txn = txn
         self._databases = databases
+        self._active = active
         self._base = gallery.spec.base_sequence
         self._number = gallery.number
         self._prefix = U32.pack(gallery.number)
@@ -43,7 +44,12 @@ class LmdbView:
     @property
     def sequence(self) -> int:
         """The last change; 0 for none."""
-        return _counter(self._txn, self._databases["counters"], self._prefix)
+        return read_counter(self._txn, self._databases["counters"], self._prefix)
+
+    @property
+    def active(self) -> bool:
+        """Whether this is the active generation."""
+        return self._active
 
     @property
     def log_start(self) -> int:
@@ -201,13 +207,14 @@ class LmdbView:
         return self._prefix + name
 
 
-def _counter(txn: Any, database: Any, key: bytes) -> int:
+def read_counter(txn: Any, database: Any, key: bytes) -> int:
+    """Return what a counter has come to, 0 where there is none."""
     value = txn.get(key, db=database)
     return 0 if value is None else int(U64.unpack(value)[0])
 
 
 def count_up(txn: Any, database: Any, key: bytes) -> int:
     """Add one to a counter and return it."""
-    value = _counter(txn, database, key) + 1
+    value = read_counter(txn, database, key) + 1
     txn.put(key, U64.pack(value), db=database)
     return value

@@ -38,6 +38,8 @@ class GallerySpec:
     keep_thumbnails: bool
     create_time_s: float
     generation: int = 1
+    # The uuid of the gallery's first generation; empty in that one itself.
+    lineage: str = ""
 
     @property
     def base_sequence(self) -> int:

@@ -69,7 +69,8 @@ def begin(
 
     Raises GalleryNotFoundError, and GenerationMovedError unless the generation is active as `active` says.
     """
-    session.watch([keys.head, keys.gallery])
+    # Where a follower is counts for nobody but followers.
+    session.watch([keys.head, keys.gallery, *([] if active else [keys.position])])
     (standing, head, writer), last = session.pipeline(
         [
             ("MGET", keys.gallery, keys.head, keys.writer),

@@ -124,7 +124,7 @@ class GalleryList:
             ]
         )
         swept = doomed_from is None or not float(doomed_from)
-        alone = beside is not None and active != encode_gallery(beside)
+        alone = beside is not None and (active is None or decode_gallery(active).uuid != beside.uuid)
         commands = [("HSET", where, gallery_id, encode_gallery(gallery)), ("ZREM", self.keys.doomed, number)]
         done = not taken and not swept and not alone and session.execute(commands) is not None
         session.unwatch()

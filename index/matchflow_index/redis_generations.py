@@ -28,7 +28,6 @@ from matchflow_index.redis_galleries import (
     ATTEMPTS,
     LONGEST_PAUSE_S,
     decode_gallery,
-    encode_gallery,
     generation_counter,
 )
 from matchflow_index.redis_keys import GalleryKeys, decode_head, is_standing, standing_of, stands_active
@@ -60,7 +59,8 @@ return 1
 class RedisGenerations:
     """The generations of the galleries on a list."""
 
-    def __init__(self, link: RedisLink, galleries: GalleryList, durability: Durability) -> None:
+    def __init__(self, link: RedisLink, galleries: GalleryList, durability: Durability, *, writable: bool) -> None:
+        self._writable = writable
         self._link = link
         self._galleries = galleries
         self._durability = durability
@@ -69,12 +69,28 @@ class RedisGenerations:
         """Return what is stored under an id, as of one moment; GalleryNotFoundError."""
         keys = self._galleries.keys
         with self._link.session() as session:
-            found = session.execute([("HGET", keys.galleries, gallery_id), ("HGET", keys.others, gallery_id)])
-        active, other = found or (None, None)
+            found = session.execute(
+                [
+                    ("HGET", keys.galleries, gallery_id),
+                    ("HGET", keys.others, gallery_id),
+                    ("HGET", keys.counters, generation_counter(gallery_id)),
+                ]
+            )
+        active, other, counted = found or (None, None, None)
         if active is None:
             self._galleries.check_store()
             raise GalleryNotFoundError(gallery_id)
-        return Generations(active=decode_gallery(active), other=None if other is None else decode_gallery(other))
+        # The first one is not counted.
+        there = Generations(active=decode_gallery(active), given=1 + int(counted or 0))
+        return there if other is None else self._with(there, decode_gallery(other))
+
+    def _with(self, there: Generations, other: StoredGallery) -> Generations:
+        """Return both generations; without the other where whoever dropped it died before the end."""
+        if self._link.call("EXISTS", self._keys(other).gallery):
+            return replace(there, other=other)
+        if self._writable:
+            self._take_off(other)
+        return there
 
     def add(self, spec: GallerySpec) -> StoredGallery:
         """Store an empty generation beside the active one; GalleryNotFoundError, GenerationExistsError."""
@@ -84,7 +100,8 @@ class RedisGenerations:
             if there.other is not None:
                 raise GenerationExistsError(spec.gallery_id, there.other.spec.generation)
             counted = self._link.call("HINCRBY", lists.keys.counters, generation_counter(spec.gallery_id), 1)
-            gallery = lists.prepare(replace(spec, generation=1 + int(counted)), _new_token())
+            spec = replace(spec, generation=1 + int(counted), lineage=there.active.lineage)
+            gallery = lists.prepare(spec, _new_token())
             with self._link.session() as session:
                 if lists.enter(session, gallery, lists.keys.others, beside=there.active):
                     settle(session, self._link, self._durability)
@@ -114,7 +131,8 @@ class RedisGenerations:
         keys, gallery_id = self._galleries.keys, gallery.spec.gallery_id
         with self._link.session() as session:
             session.watch([keys.others])
-            listed = session.call("HGET", keys.others, gallery_id) == encode_gallery(gallery)
+            found = session.call("HGET", keys.others, gallery_id)
+            listed = found is not None and decode_gallery(found).uuid == gallery.uuid
             commands = [("HDEL", keys.others, gallery_id), ("ZADD", keys.doomed, 0, gallery.number)]
             done = not listed or session.execute(commands) is not None
             session.unwatch()
@@ -172,11 +190,11 @@ class RedisGenerations:
     def _swap(self, active: StoredGallery, other: StoredGallery) -> None:
         """Let both change places in the lists, if they are there as expected."""
         keys, gallery_id = self._galleries.keys, active.spec.gallery_id
-        old, new = encode_gallery(active), encode_gallery(other)
         with self._link.session() as session:
             session.watch([keys.galleries, keys.others])
-            found = session.pipeline([("HGET", keys.galleries, gallery_id), ("HGET", keys.others, gallery_id)])
-            if found == [old, new]:
+            old, new = session.pipeline([("HGET", keys.galleries, gallery_id), ("HGET", keys.others, gallery_id)])
+            found = [None if value is None else decode_gallery(value).uuid for value in (old, new)]
+            if found == [active.uuid, other.uuid]:
                 session.execute([("HSET", keys.galleries, gallery_id, new), ("HSET", keys.others, gallery_id, old)])
             session.unwatch()
             settle(session, self._link, self._durability)

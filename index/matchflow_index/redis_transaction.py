@@ -39,9 +39,7 @@ class RedisTransaction(RedisView):
         base: int = 0,
         standing: bytes = b"",
     ) -> None:
-        super().__init__(asking, keys, sequence, digest, base=base)
-        self.standing = standing
-        """What the gallery's key said when this began: which gallery it is, and in which role."""
+        super().__init__(asking, keys, sequence, digest, base=base, standing=standing)
         self.new_position: Position | None = None
         """How far the generation will have followed the other one; None: as far as before."""
         self.written: dict[str, ImageRecord | None] = {}

@@ -10,11 +10,16 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from matchflow_index.errors import GalleryNotFoundError, GenerationMovedError, StoreUnavailableError
+from matchflow_index.errors import (
+    GalleryNotFoundError,
+    GenerationDroppedError,
+    GenerationMovedError,
+    StoreUnavailableError,
+)
 from matchflow_index.redis_commit import begin, commit, erase_replaced, give_turn_back, take_turn
 from matchflow_index.redis_galleries import GalleryList
 from matchflow_index.redis_generations import RedisGenerations
-from matchflow_index.redis_keys import GalleryKeys, decode_head, is_standing
+from matchflow_index.redis_keys import GalleryKeys, decode_head, is_standing, stands_active
 from matchflow_index.redis_link import RedisLink
 from matchflow_index.redis_server import check_server, settle
 from matchflow_index.redis_sweeping import PENDING_AGE_S, sweep_galleries, sweep_rows
@@ -57,7 +62,7 @@ class RedisTruth:
         try:
             self.durability: Durability = check_server(self._link)
             self._galleries = GalleryList(self._link, self.durability, create=not read_only)
-            self._generations = RedisGenerations(self._link, self._galleries, self.durability)
+            self._generations = RedisGenerations(self._link, self._galleries, self.durability, writable=not read_only)
         except StoreUnavailableError:
             self._link.close()
             raise
@@ -135,8 +140,11 @@ class RedisTruth:
         yield self._view(gallery)
 
     def _view(self, gallery: StoredGallery) -> RedisView:
+        keys = self._keys(gallery.number)
+        existing, head = self._link.call("MGET", keys.gallery, keys.head)
+        self._check_exists(gallery, existing)
         base = gallery.spec.base_sequence
-        return RedisView(self._link, self._keys(gallery.number), *self._head(gallery), base=base)
+        return RedisView(self._link, keys, *decode_head(head), base=base, standing=existing)
 
     @contextmanager
     def hold(self, gallery: StoredGallery) -> Iterator[None]:
@@ -161,8 +169,7 @@ class RedisTruth:
             try:
                 return self._write(gallery, work, active=active)
             except GalleryNotFoundError:
-                self._galleries.check_store()
-                raise
+                raise self._gone(gallery) from None
             except GenerationMovedError:
                 # Whoever switched may have died before the end.
                 self._generations.finish_switch(gallery.spec.gallery_id)
@@ -261,17 +268,23 @@ class RedisTruth:
         found: bytes | None = defaults
         return found
 
-    def set_match_defaults(self, gallery: StoredGallery, defaults: bytes | None) -> None:
-        """Store a gallery's match defaults; None: forget them."""
+    def set_match_defaults(self, gallery: StoredGallery, defaults: bytes | None, *, active: bool | None = None) -> None:
+        """Store a gallery's match defaults; None: forget them. GenerationMovedError."""
         self._check_writable()
         keys = self._keys(gallery.number)
         command: Command = ("DEL", keys.defaults) if defaults is None else ("SET", keys.defaults, defaults)
-        with self._link.session() as session:
-            session.watch([keys.gallery])
-            self._check_exists(gallery, session.call("GET", keys.gallery))
-            if session.execute([command]) is None:
-                raise GalleryNotFoundError(gallery.spec.gallery_id)
-            settle(session, self._link, self.durability)
+        done = False
+        while not done:
+            with self._link.session() as session:
+                session.watch([keys.gallery])
+                existing = session.call("GET", keys.gallery)
+                self._check_exists(gallery, existing)
+                if active is not None and stands_active(existing) is not active:
+                    self._generations.finish_switch(gallery.spec.gallery_id)
+                    raise GenerationMovedError(gallery.spec.gallery_id, gallery.spec.generation)
+                # Only a switch, or its end, may come in between.
+                done = session.execute([command]) is not None
+                settle(session, self._link, self.durability)
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -288,9 +301,20 @@ class RedisTruth:
 
     def _check_exists(self, gallery: StoredGallery, existing: bytes | None) -> None:
         if not is_standing(existing, gallery):
-            # A server that came back empty has lost the gallery: nobody deleted it.
-            self._galleries.check_store()
-            raise GalleryNotFoundError(gallery.spec.gallery_id)
+            raise self._gone(gallery)
+
+    def _gone(self, gallery: StoredGallery) -> GalleryNotFoundError:
+        """Return what to raise for a generation that is not there; StoreUnavailableError: all of the store is gone."""
+        # A server that came back empty has lost the gallery: nobody deleted it.
+        self._galleries.check_store()
+        gallery_id = gallery.spec.gallery_id
+        try:
+            there = self._generations.of(gallery_id)
+        except GalleryNotFoundError as error:
+            return error
+        if there.active.lineage == gallery.lineage:
+            return GenerationDroppedError(gallery_id, gallery.spec.generation)
+        return GalleryNotFoundError(gallery_id)
 
     def _check_writable(self) -> None:
         if self._read_only:

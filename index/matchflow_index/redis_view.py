@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from matchflow_index.history import BEGINNING, DIGEST_BYTES
 from matchflow_index.records import ImageRecord
-from matchflow_index.redis_keys import BUCKETS, CUT_SIZES, ROW, THUMBNAIL, tail_key
+from matchflow_index.redis_keys import BUCKETS, CUT_SIZES, ROW, THUMBNAIL, stands_active, tail_key
 from matchflow_index.truth import Change, ChangeKind, Position
 
 if TYPE_CHECKING:
@@ -40,8 +40,18 @@ class Asking(Protocol):
 class RedisView:
     """A gallery from a moment on: a Snapshot. Its log ends where it began; later images may shine through."""
 
-    def __init__(self, asking: Asking, keys: GalleryKeys, sequence: int, digest: bytes, *, base: int = 0) -> None:
-        """Take over what the gallery's head says; its first change was `base` + 1."""
+    def __init__(
+        self,
+        asking: Asking,
+        keys: GalleryKeys,
+        sequence: int,
+        digest: bytes,
+        *,
+        base: int = 0,
+        standing: bytes = b"",
+    ) -> None:
+        """Take over what the gallery's head and its key say; its first change was `base` + 1."""
+        self.standing = standing
         self._asking = asking
         self._keys = keys
         self._head_sequence = sequence
@@ -52,6 +62,11 @@ class RedisView:
     def sequence(self) -> int:
         """The last change; 0 for none."""
         return self._head_sequence
+
+    @property
+    def active(self) -> bool:
+        """Whether this was the active generation when the look began."""
+        return stands_active(self.standing)
 
     @property
     def log_start(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -19,6 +20,7 @@ from matchflow_index.caches import GalleryCaches
 from matchflow_index.errors import (
     FillingPausedError,
     GalleryNotFoundError,
+    GenerationDroppedError,
     GenerationMovedError,
     GenerationNotFoundError,
     StoreUnavailableError,
@@ -49,6 +51,8 @@ Result = TypeVar("Result")
 FOLLOW_S = 0.5
 # Seconds between two looks at whether there is anything to fill.
 IDLE_S = 0.25
+# How long a generation that could not be filled is left alone.
+REST_S = 5.0
 # How often a write is tried again that met a switch; each needs a switch of its own.
 MOST_SWITCHES = 20
 
@@ -69,6 +73,7 @@ class GalleryStore:
         self._there: dict[str, Generations] = {}
         self._desks: dict[str, GalleryGenerations] = {}
         self._complaints: dict[str, str] = {}
+        self._resting_until_s: dict[str, float] = {}
         self._embed_of: EmbedOf = lambda _: None
         self._reads_without_store_s = 0.0
         self._closed = False
@@ -224,11 +229,11 @@ class GalleryStore:
         return self._desks[gallery_id]
 
     def on_active(self, gallery_id: str, work: Callable[[Gallery], Result]) -> Result:
-        """Do work that writes with the active generation, again with the next one where it was switched under it."""
+        """Do work with the active generation, again with the next one where it was switched, and dropped, under it."""
         for _ in range(MOST_SWITCHES):
             try:
                 return work(self.gallery(gallery_id))
-            except GenerationMovedError:
+            except (GenerationMovedError, GenerationDroppedError):
                 self.generations(gallery_id)
         raise StoreUnavailableError(f"gallery {gallery_id!r} is switched too often to be written to")
 
@@ -236,9 +241,7 @@ class GalleryStore:
         self, gallery_id: str, image_ids: Sequence[str], *, if_sequences: Mapping[str, int] | None = None
     ) -> tuple[int, int]:
         """Delete images from all generations of a gallery; see Gallery.delete."""
-        counts = self.on_active(gallery_id, lambda gallery: gallery.delete(image_ids, if_sequences=if_sequences))
-        self.generations_of(gallery_id).erase(image_ids)
-        return counts
+        return self.generations_of(gallery_id).delete_images(image_ids, if_sequences or {})
 
     def fill(self, embed_of: EmbedOf) -> None:
         """Fill generations from now on, in the background, with what `embed_of` has for their bundles."""
@@ -249,6 +252,8 @@ class GalleryStore:
         busy = False
         for stored in self._truth.others():
             gallery_id = stored.spec.gallery_id
+            if time.monotonic() < self._resting_until_s.get(gallery_id, 0.0):
+                continue
             try:
                 busy |= self.generations_of(gallery_id).fill(self._upkeep.stopped.is_set)
                 self._complaints.pop(gallery_id, None)
@@ -262,9 +267,10 @@ class GalleryStore:
         return True
 
     def _complain(self, gallery_id: str, error: Exception) -> None:
-        """Log why a generation is not filled: once, not four times a second."""
+        """Log why a generation is not filled, once, and let it rest for a while."""
         if self._complaints.get(gallery_id) != str(error):
             logger.error("the other generation of gallery %s is not filled: %s", gallery_id, error, exc_info=error)
+        self._resting_until_s[gallery_id] = time.monotonic() + REST_S
         self._complaints[gallery_id] = str(error)
 
     def _watch(self) -> bool:

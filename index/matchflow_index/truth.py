@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from matchflow_index.errors import GenerationNotFoundError
@@ -37,13 +37,19 @@ class StoredGallery:
     number: int
     uuid: str
 
+    @property
+    def lineage(self) -> str:
+        """What all generations of a gallery share, and no other gallery has, even under the same id."""
+        return self.spec.lineage or self.uuid
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generations:
-    """What is stored under one gallery id."""
+    """What is stored under one gallery id; `given` is the highest number that a generation of it ever had."""
 
     active: StoredGallery
     other: StoredGallery | None = None
+    given: int = field(default=1, compare=False)
 
     def __iter__(self) -> Iterator[StoredGallery]:
         """Yield all of them, the active one first."""
@@ -127,6 +133,11 @@ class Snapshot(Protocol):
         ...
 
     @property
+    def active(self) -> bool:
+        """Whether this was the active generation when the look began."""
+        ...
+
+    @property
     def log_start(self) -> int:
         """The first change that the log still has; `sequence` + 1 when it has none."""
         ...
@@ -203,7 +214,8 @@ class Transaction(Snapshot, Protocol):
 class Truth(Protocol):
     """Transactional storage of galleries.
 
-    All raise StoreUnavailableError when the store can't serve, and GalleryNotFoundError for a gallery that is gone.
+    All raise StoreUnavailableError when the store can't serve, and GalleryNotFoundError for a gallery that is gone: it
+    is a GenerationDroppedError where another generation of it is there.
     """
 
     @property
@@ -291,8 +303,11 @@ class Truth(Protocol):
         """Return what `set_match_defaults` stored, None when there is nothing."""
         ...
 
-    def set_match_defaults(self, gallery: StoredGallery, defaults: bytes | None) -> None:
-        """Store a gallery's match defaults, on disk when this returns; None: forget them."""
+    def set_match_defaults(self, gallery: StoredGallery, defaults: bytes | None, *, active: bool | None = None) -> None:
+        """Store a gallery's match defaults, on disk when this returns; None: forget them.
+
+        With `active`, GenerationMovedError as in `write`.
+        """
         ...
 
     def close(self) -> None:

@@ -81,6 +81,10 @@ class Writing:
         """Tell whether an image is still as a record says; None: not there."""
         return self._transaction.record(image_id) == record
 
+    def is_at(self, position: Position | None) -> bool:
+        """Tell whether the generation still is where it was in following the other one."""
+        return self._transaction.position == position
+
     def follow(self, position: Position) -> None:
         """Say how far this generation has followed the other one."""
         self._transaction.follow(position)

@@ -130,9 +130,10 @@ class Journal:
     def confirm(self, images: Iterable[matchflow.Image], generation: int = 0) -> None:
         """Let the entries count whose images the gallery holds with the same bytes and labels.
 
-        generation: let entries of this one count, by bytes alone; `retract` then what it lacks.
+        generation: let entries of this one count, by bytes alone; `retract` then what it lacks. Otherwise an image that
+        was computed from its thumbnail counts as not held: sending it computes it anew.
         """
-        for page in _pages(images, PAGE):
+        for page in _pages((image for image in images if generation or not image.from_thumbnail), PAGE):
             stamps = [stamp_of(bytes.fromhex(image.content_hash), image.labels, generation) for image in page]
             rows = [(self._run, image.id, stamp) for image, stamp in zip(page, stamps, strict=True)]
             with self._lock, self._explained():

@@ -125,12 +125,9 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
         gallery_id = names.parse_gallery(request.gallery.name, "gallery.name")
         _check_mask(request.update_mask, "default_rerank")
         default = parse_rerank(request.gallery.default_rerank, field=DEFAULT_FIELD)
-        # Another server may have made another generation active.
-        self._store.generations(gallery_id)
-        gallery = self._store.gallery(gallery_id)
         if request.update_mask.paths or request.gallery.HasField("default_rerank"):
-            gallery.set_match_defaults(default)
-        return gallery_message(gallery)
+            self._store.on_active(gallery_id, lambda gallery: gallery.set_match_defaults(default, active=True))
+        return gallery_message(self._store.gallery(gallery_id))
 
     def _delete_gallery(self, request: gallery_pb2.DeleteGalleryRequest) -> empty_pb2.Empty:
         self._store.delete(names.parse_gallery(request.name, "name"))
@@ -138,13 +135,14 @@ class GalleryServicer(gallery_pb2_grpc.GalleryServiceServicer):
 
     def _get_image(self, request: gallery_pb2.GetImageRequest) -> gallery_pb2.Image:
         name = names.parse_image(request.name, "name")
-        return image_message(name.gallery_id, self._store.gallery(name.gallery_id).get(name.image_id))
+        record = self._store.on_active(name.gallery_id, lambda gallery: gallery.get(name.image_id))
+        return image_message(name.gallery_id, record)
 
     def _list_images(self, request: gallery_pb2.ListImagesRequest) -> gallery_pb2.ListImagesResponse:
         gallery_id = names.parse_gallery(request.parent, "parent")
         limit = fields.page_size(request.page_size)
         after = parse_page_token(request.page_token, "ListImages", request.parent)
-        records = self._store.gallery(gallery_id).page(after, limit + 1)
+        records = self._store.on_active(gallery_id, lambda gallery: gallery.page(after, limit + 1))
         more = len(records) > limit
         return gallery_pb2.ListImagesResponse(
             images=[image_message(gallery_id, record) for record in records[:limit]],

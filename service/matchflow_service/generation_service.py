@@ -42,7 +42,7 @@ MAX_WAIT_S = 20.0
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    """Answers on a store thread: every method is one blocking function."""
+    """Answers on a store thread, or a patient one: every method is one blocking function."""
 
     def __init__(self, *, store: GalleryStore, models: Models, workers: Workers) -> None:
         self._store = store
@@ -77,13 +77,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.CompareGenerationsRequest, context: Any
     ) -> generation_pb2.CompareGenerationsResponse:
         """See the contract."""
-        return await on(self._workers.store, partial(self._compare, request))
+        return await on(self._workers.patient, partial(self._compare, request, Deadline.of(context)))
 
     async def ActivateGeneration(
         self, request: generation_pb2.ActivateGenerationRequest, context: Any
     ) -> generation_pb2.Generation:
         """See the contract."""
-        return await on(self._workers.store, partial(self._activate, request, Deadline.of(context)))
+        return await on(self._workers.patient, partial(self._activate, request, Deadline.of(context)))
 
     async def DeleteGeneration(self, request: generation_pb2.DeleteGenerationRequest, context: Any) -> empty_pb2.Empty:
         """See the contract."""
@@ -138,7 +138,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             next_page_token="" if last is None else page_token("ListMissingImages", request.parent, last),
         )
 
-    def _compare(self, request: generation_pb2.CompareGenerationsRequest) -> generation_pb2.CompareGenerationsResponse:
+    def _compare(
+        self, request: generation_pb2.CompareGenerationsRequest, deadline: Deadline
+    ) -> generation_pb2.CompareGenerationsResponse:
         queries, top_k = DEFAULT_QUERIES, DEFAULT_TOP_K
         if request.HasField("query_count"):
             queries = fields.whole(request.query_count, "query_count", low=1, high=MAX_QUERIES)
@@ -146,7 +148,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             top_k = fields.whole(request.top_k, "top_k", low=1, high=MAX_TOP_K)
         label = fields.label_name(request.label, "label") if request.label else None
         generations, generation = self._named(request.name, "name")
-        query = ComparisonQuery(queries=queries, top_k=top_k, label=label, seed=request.seed)
+        query = ComparisonQuery(queries=queries, top_k=top_k, label=label, seed=request.seed, deadline=deadline.at_s)
         gallery_id, _ = names.parse_generation(request.name, "name")
         return comparison_message(generations.compare(generation, query), gallery_id)
 

@@ -58,8 +58,9 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             return
         gallery_id = names.parse_image(first.name, "name").gallery_id
         generation = names.check_generation(first.generation, "generation")
-        find = partial(on, self._workers.store, partial(self._place, gallery_id, generation))
-        await IngestStream(await find(), find, context.write).run(first, requests)
+        place = await on(self._workers.store, partial(self._place, gallery_id, generation))
+        moved = partial(on, self._workers.store, partial(self._moved, gallery_id, generation))
+        await IngestStream(place, moved, context.write).run(first, requests)
 
     async def _first_with_a_gallery(
         self, requests: AsyncIterator[ingest_pb2.IngestImagesRequest], context: Any
@@ -88,6 +89,11 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         finally:
             coming.cancel()
             stopping.cancel()
+
+    def _moved(self, gallery_id: str, generation: int) -> StreamPlace:
+        """Return where images go after a switch, or once the generation that they went to is gone."""
+        self._store.generations(gallery_id)
+        return self._place(gallery_id, generation)
 
     def _place(self, gallery_id: str, generation: int) -> StreamPlace:
         """Return where images go now; raises GalleryNotFoundError, GenerationNotFoundError, BundleNotLoadedError."""

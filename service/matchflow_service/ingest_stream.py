@@ -20,6 +20,7 @@ import numpy as np
 from matchflow_index import (
     EtagMismatchError,
     GalleryNotFoundError,
+    GenerationDroppedError,
     GenerationMovedError,
     ImageRejectedError,
     KnownImage,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_Moved: TypeAlias = GenerationMovedError | GenerationDroppedError
 # With the place for which it was computed.
 _Writable: TypeAlias = "tuple[Item, NewImage | KnownImage, StreamPlace]"
 
@@ -70,6 +72,7 @@ class _Chunk:
     place: StreamPlace
     refused: list[tuple[Item, Exception]] = field(default_factory=list)
     unchanged: list[tuple[Item, PutResult]] = field(default_factory=list)
+    moved: list[tuple[Item, _Moved]] = field(default_factory=list)
     writable: list[_Writable] = field(default_factory=list)
     images: list[ReadyItem] = field(default_factory=list)
     inputs: NDArray[np.uint8] | None = None
@@ -92,9 +95,13 @@ class IngestStream:
         find_place: Callable[[], Awaitable[StreamPlace]],
         answer: Callable[[ingest_pb2.IngestImagesResponse], Awaitable[None]],
     ) -> None:
-        """Begin at a place; `find_place` says where images go after a switch."""
+        """Begin at a place; `find_place` says where images go after a switch.
+
+        It raises GalleryNotFoundError, or GenerationNotFoundError for the one that was named, when they go nowhere.
+        """
         self._place = place
         self._find_place = find_place
+        self._moving = asyncio.Lock()
         self._answer = answer
         self._waiting: asyncio.Queue[Item] = asyncio.Queue()
         self._encoded: asyncio.Queue[list[_Writable]] = asyncio.Queue()
@@ -181,6 +188,9 @@ class IngestStream:
         for item in items:
             try:
                 outcome = place.ready(item)
+            except (GenerationMovedError, GenerationDroppedError) as error:
+                chunk.moved.append((item, error))
+                continue
             except GalleryNotFoundError:
                 raise  # the end of the stream, not of the item
             except Exception as error:  # noqa: BLE001 - as in _admit
@@ -203,7 +213,9 @@ class IngestStream:
         for item, error in chunk.refused:
             self._refuse(item, error)
         for item, result in chunk.unchanged:
-            self._finish(item, self._stored(item, result))
+            self._finish(item, self._stored(item, result, chunk.place))
+        for item, moved in chunk.moved:
+            await self._move([item], chunk.place, moved)
         writable = chunk.writable
         if chunk.inputs is not None:
             try:
@@ -235,8 +247,8 @@ class IngestStream:
             results = await on(place.workers.store, put)
         except (ImageRejectedError, EtagMismatchError) as error:
             await self._put_one_by_one(group, error)
-        except GenerationMovedError as error:
-            await self._move(group, error)
+        except (GenerationMovedError, GenerationDroppedError) as error:
+            await self._move([item for item, _, _ in group], place, error)
         except StoreUnavailableError as error:
             for item, _, _ in group:
                 self._refuse(item, error)
@@ -246,7 +258,7 @@ class IngestStream:
                     # Another call took the content away meanwhile; it is still here, so it is decoded after all.
                     self._waiting.put_nowait(item)
                 else:
-                    self._finish(item, self._stored(item, result))
+                    self._finish(item, self._stored(item, result, place))
 
     def _current(self, group: list[_Writable]) -> list[_Writable]:
         """Return what was computed for the place where images go now; what was not is computed anew."""
@@ -255,14 +267,17 @@ class IngestStream:
                 self._waiting.put_nowait(item)
         return [each for each in group if each[2] is self._place]
 
-    async def _move(self, group: list[_Writable], error: GenerationMovedError) -> None:
+    async def _move(self, items: list[Item], place: StreamPlace, error: _Moved) -> None:
         """Go on at the generation that is active now; who named one that has changed its role hears of it."""
-        if self._place.generation:
-            for item, _, _ in group:
+        if place.generation:
+            for item in items:
                 self._refuse(item, error)
             return
-        self._place = await self._find_place()
-        for item, _, _ in group:
+        async with self._moving:
+            # Another lane may have found the new place already.
+            if self._place is place:
+                self._place = await self._find_place()
+        for item in items:
             self._waiting.put_nowait(item)
 
     async def _put_one_by_one(self, group: list[_Writable], error: GalleryIndexError) -> None:
@@ -284,8 +299,8 @@ class IngestStream:
     def _status(self, error: Exception) -> status_pb2.Status:
         return status_of(error, request_id.get())
 
-    def _stored(self, item: Item, result: PutResult) -> ingest_pb2.IngestImagesResponse:
-        return stored(item, result, self._place.durability, self._place.gallery.spec.generation)
+    def _stored(self, item: Item, result: PutResult, place: StreamPlace) -> ingest_pb2.IngestImagesResponse:
+        return stored(item, result, place.durability, place.gallery.spec.generation)
 
     def _refuse(self, item: Item, error: Exception) -> None:
         self._finish(item, refused(item.item_id, item.name, self._status(error)))

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from matchflow.v1 import search_pb2, search_pb2_grpc
+from matchflow_index import GenerationDroppedError
 from matchflow_service import fields, names
 from matchflow_service.calls import request_id
 from matchflow_service.deadlines import Deadline
@@ -37,12 +38,15 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         """See the contract."""
         start_s = time.perf_counter()
         deadline = Deadline.of(context)
-        if request.query.WhichOneof("source") == "image_bytes":
-            search = await on(self._pool, partial(parse_search, request, self._sides))
-            side = await deadline.bound(self._sides.of(search.query, "query", search.basis))
-            reply = await on(self._pool, partial(answer, search, side, self._sides, deadline))
-        else:
-            reply = await on(self._pool, partial(answer_unsent, request, self._sides, deadline))
+        try:
+            reply = await self._search(request, deadline)
+        except GenerationDroppedError:
+            if request.generation:
+                raise
+            # It was active when this began, and has been switched from and dropped; the gallery is there.
+            gallery_id = names.parse_gallery(request.gallery, "gallery")
+            await on(self._pool, partial(self._sides.store.generations, gallery_id))
+            reply = await self._search(request, deadline)
         reply.query_id = request_id.get()
         reply.timings.total_ms = (time.perf_counter() - start_s) * 1000
         log.info(
@@ -53,6 +57,13 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             extra={"query_id": reply.query_id},
         )
         return reply
+
+    async def _search(self, request: search_pb2.SearchRequest, deadline: Deadline) -> search_pb2.SearchResponse:
+        if request.query.WhichOneof("source") == "image_bytes":
+            search = await on(self._pool, partial(parse_search, request, self._sides))
+            side = await deadline.bound(self._sides.of(search.query, "query", search.basis))
+            return await on(self._pool, partial(answer, search, side, self._sides, deadline))
+        return await on(self._pool, partial(answer_unsent, request, self._sides, deadline))
 
     async def Compare(self, request: search_pb2.CompareRequest, context: Any) -> search_pb2.CompareResponse:
         """See the contract."""

@@ -13,18 +13,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STORE_THREADS = 4
+PATIENT_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
     """One pool for each kind of work, so that none waits behind another kind.
 
-    images: decode and preprocess. search: the two stages. store: reads and writes of the truth.
+    images: decode and preprocess. search: the two stages. store: reads and writes of the truth. patient: what may take
+    seconds.
     """
 
     images: ThreadPoolExecutor
     search: ThreadPoolExecutor
     store: ThreadPoolExecutor
+    patient: ThreadPoolExecutor
 
     @classmethod
     def start(cls, *, image_threads: int, search_threads: int) -> Self:
@@ -33,11 +36,12 @@ class Workers:
             images=ThreadPoolExecutor(image_threads, "images"),
             search=ThreadPoolExecutor(search_threads, "search"),
             store=ThreadPoolExecutor(STORE_THREADS, "store"),
+            patient=ThreadPoolExecutor(PATIENT_THREADS, "patient"),
         )
 
     def close(self) -> None:
         """Drop what has not begun and wait for what has."""
-        for pool in (self.images, self.search, self.store):
+        for pool in (self.images, self.search, self.store, self.patient):
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -12,6 +12,7 @@ from truth_samples import by_several, put, put_in, remove, run_together
 from matchflow_index import (
     GalleryNotFoundError,
     GenerationActiveError,
+    GenerationDroppedError,
     GenerationExistsError,
     GenerationMovedError,
     GenerationNotFoundError,
@@ -22,7 +23,7 @@ from matchflow_index.truth import Generations, Position
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from matchflow_index.truth import StoredGallery, Truth
+    from matchflow_index.truth import StoredGallery, Transaction, Truth
 
 OTHER = replace(gallery_spec(), model="other", bundle_digest="sha256:other")
 
@@ -62,7 +63,8 @@ def test_a_gallery_begins_as_its_first_generation_and_alone(truth: Truth, galler
 def test_a_second_generation_stands_beside_the_active_one(
     reopen: Callable[[], Truth], truth: Truth, gallery: StoredGallery, other: StoredGallery
 ) -> None:
-    assert other.spec == replace(OTHER, generation=2)
+    assert other.spec == replace(OTHER, generation=2, lineage=gallery.uuid)
+    assert other.lineage == gallery.lineage == gallery.uuid
     assert other.number != gallery.number
     assert truth.galleries() == [gallery]
     assert list(reopen().generations("demo")) == [gallery, other]
@@ -115,13 +117,19 @@ def test_a_dropped_generation_leaves_nothing_and_its_number_is_not_given_again(
     fill(truth, other, "a")
     truth.drop_generation(other)
     assert truth.generations("demo") == Generations(active=gallery)
-    for use in (lambda: sequence(truth, other), lambda: fill(truth, other, "b"), lambda: truth.wait(other, 0, 0.1)):
-        with pytest.raises(GalleryNotFoundError):
+    for use in (
+        lambda: sequence(truth, other),
+        lambda: fill(truth, other, "b"),
+        lambda: truth.wait(other, 0, 0.1),
+        lambda: truth.set_match_defaults(other, b"{}"),
+    ):
+        with pytest.raises(GenerationDroppedError, match="generation 2 of gallery 'demo' was deleted"):
             use()
     with pytest.raises(GenerationNotFoundError, match="there is no generation 2 of gallery 'demo'; there is 1"):
         truth.drop_generation(other)
     truth = reopen()
-    assert truth.add_generation(OTHER).spec.generation == 3
+    assert truth.generations("demo").given == 2
+    assert truth.add_generation(OTHER).spec.generation == truth.generations("demo").given == 3
     assert contents(truth, gallery) == ["kept"]
 
 
@@ -230,6 +238,39 @@ def test_a_deleted_gallery_is_that_of_its_active_generation(
     assert truth.galleries() == []
 
 
+def test_a_gallery_of_the_same_id_is_another_one(truth: Truth, gallery: StoredGallery, other: StoredGallery) -> None:
+    truth.delete("demo")
+    truth.create(gallery_spec())
+    for gone in (gallery, other):
+        with pytest.raises(GalleryNotFoundError) as caught:
+            sequence(truth, gone)
+        assert not isinstance(caught.value, GenerationDroppedError)
+
+
+def test_a_look_tells_whether_the_generation_is_active(
+    truth: Truth, gallery: StoredGallery, other: StoredGallery
+) -> None:
+    def active(stored: StoredGallery) -> bool:
+        with truth.read(stored) as snapshot:
+            return snapshot.active
+
+    assert (active(gallery), active(other)) == (True, False)
+    truth.switch(gallery, 0)
+    assert (active(gallery), active(other)) == (False, True)
+
+
+def test_defaults_are_set_for_the_generation_that_is_meant(
+    truth: Truth, gallery: StoredGallery, other: StoredGallery
+) -> None:
+    truth.set_match_defaults(gallery, b"1", active=True)
+    truth.set_match_defaults(other, b"2", active=False)
+    truth.set_match_defaults(other, b"3")
+    for stored, active in ((gallery, False), (other, True)):
+        with pytest.raises(GenerationMovedError):
+            truth.set_match_defaults(stored, b"4", active=active)
+    assert [truth.match_defaults(stored) for stored in (gallery, other)] == [b"1", b"3"]
+
+
 def test_one_process_fills(truth: Truth, other: StoredGallery) -> None:
     assert truth.claim(other, 5)
     assert truth.claim(other, 5)
@@ -293,6 +334,26 @@ def test_nothing_is_written_twice_or_lost_while_others_switch(
     found = {name: each.uuid for each in (gallery, other) for name in contents(truth, each)}
     assert found == acknowledged
     assert len(contents(truth, gallery)) + len(contents(truth, other)) == 60
+
+
+@by_several
+def test_what_was_computed_for_an_earlier_position_is_not_written(
+    truth: Truth, second: Truth, other: StoredGallery
+) -> None:
+    """Somebody who has followed further may have written what is newer."""
+    first, further = Position(uuid="u", sequence=7), Position(uuid="u", sequence=9)
+    truth.write(other, lambda transaction: transaction.follow(first), active=False)
+    seen: list[Position | None] = []
+
+    def work(transaction: Transaction) -> None:
+        seen.append(transaction.position)
+        if len(seen) == 1:
+            second.write(other, lambda later: later.follow(further), active=False)
+        put_in(transaction, "a", b"row")
+
+    truth.write(other, work, active=False)
+    # It ran again, on what had been followed meanwhile.
+    assert seen == [first, further]
 
 
 @by_several

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from generation_writer import OTHER_DIM, OTHER_GRID, embed_of, features_of, opened, picture
 from index_samples import gallery_spec
-from redis_samples import keys_of
+from redis_samples import keys_of, stray_keys
 from redis_server import running_redis
 from truth_samples import put, put_in
 
@@ -154,6 +155,10 @@ def pair(truth: RedisTruth) -> Generations:
     return Generations(active=active, other=truth.add_generation(OTHER))
 
 
+def fill(truth: RedisTruth, gallery: StoredGallery) -> None:
+    truth.write(gallery, lambda transaction: put_in(transaction, "x", b"row" * 100), active=False)
+
+
 class KilledError(Exception):
     """Stands for the end of the process."""
 
@@ -215,15 +220,51 @@ def test_a_switch_to_what_was_dropped_meanwhile_leaves_the_gallery_as_it_was(
         put(truth, pair.active, "b")
     assert put(truth, pair.active, "b")
     assert truth.generations("demo").active == pair.active
-    truth.drop_generation(other)
     assert truth.generations("demo") == Generations(active=pair.active)
     with pytest.raises(GenerationNotFoundError):
         truth.drop_generation(other)
 
 
+def test_a_drop_that_was_cut_off_is_finished_by_whoever_looks(
+    server: RedisServer, truth: RedisTruth, pair: Generations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pair.other is not None
+    fill(truth, pair.other)
+    with monkeypatch.context() as patch:
+        patch.setattr(redis_generations_module.RedisGenerations, "_take_off", killed)
+        with pytest.raises(KilledError):
+            truth.drop_generation(pair.other)
+    with closing(RedisTruth(RedisAddress(url=server.url), read_only=True)) as reader:
+        assert reader.generations("demo") == Generations(active=pair.active)
+    assert truth.generations("demo") == Generations(active=pair.active)
+    assert truth.others() == []
+    assert truth.add_generation(OTHER).spec.generation == 3
+    truth.drop_generation(truth.others()[0])
+    assert not stray_keys(server, {pair.active: 1})
+
+
+def test_galleries_from_before_there_were_generations_get_one(truth: RedisTruth, pair: Generations) -> None:
+    """Their specifications say nothing of generations."""
+    assert pair.other is not None
+    truth.drop_generation(pair.other)
+    store = truth._galleries.keys
+    number, spec = pair.active.number.to_bytes(4, "big"), json.loads(pair.active.spec.encode())
+    del spec["generation"], spec["lineage"]
+    value = number + bytes.fromhex(pair.active.uuid) + json.dumps(spec).encode()
+    truth._link.call("HSET", store.galleries, "demo", value)
+    assert truth.galleries() == [pair.active]
+    other = truth.add_generation(OTHER)
+    assert truth.switch(pair.active, 1)
+    assert truth.generations("demo") == Generations(active=other, other=pair.active)
+    put(truth, other, "b")
+    assert truth.switch(other, other.spec.base_sequence + 1)
+    put(truth, pair.active, "c")
+    truth.drop_generation(other)
+
+
 def test_rows_of_a_generation_that_was_dropped_are_swept(truth: RedisTruth, pair: Generations) -> None:
     assert pair.other is not None
-    truth.write(pair.other, lambda transaction: put_in(transaction, "x", b"row" * 100), active=False)
+    fill(truth, pair.other)
     number = pair.other.number
     truth.drop_generation(pair.other)
     sweep_rows(truth._link, keys_of(pair.active), age_s=-1)

@@ -28,7 +28,9 @@ def entry(labels: dict[str, str | float] | None = None, content: bytes = CONTENT
     return Entry(fingerprint=b"f" * 16, content=content, stamp=stamp_of(content, labels or {}))
 
 
-def stored(image_id: str, labels: dict[str, str] | None = None, content: bytes = CONTENT) -> matchflow.Image:
+def stored(
+    image_id: str, labels: dict[str, str] | None = None, content: bytes = CONTENT, *, from_thumbnail: bool = False
+) -> matchflow.Image:
     """Return an image as the gallery lists it; an empty `Image` would need a server."""
     image = object.__new__(matchflow.Image)
     for name, value in {
@@ -36,6 +38,7 @@ def stored(image_id: str, labels: dict[str, str] | None = None, content: bytes =
         "labels": labels or {},
         "content_hash": content.hex(),
         "update_time": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        "from_thumbnail": from_thumbnail,
     }.items():
         object.__setattr__(image, name, value)
     return image
@@ -252,3 +255,13 @@ def test_the_default_path_tells_sources_servers_and_galleries_apart(
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_path(["photos"], "host:1", "demo").is_relative_to(tmp_path / "home" / ".local" / "state")
+
+
+def test_an_image_that_was_computed_from_its_thumbnail_is_sent_again(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.record("cat", entry())
+        journal.record("dog", entry())
+    with Journal(path) as journal:
+        journal.confirm([stored("cat", from_thumbnail=True), stored("dog")])
+        assert journal.held("cat") is None
+        assert journal.held("dog") == entry()

@@ -17,6 +17,7 @@ from matchflow_index import (
     FeaturesRejectedError,
     GalleryStore,
     GenerationActiveError,
+    GenerationDroppedError,
     GenerationExistsError,
     GenerationMovedError,
     GenerationNotFoundError,
@@ -24,6 +25,7 @@ from matchflow_index import (
     MatchDefaults,
     PutOutcome,
     SearchQuery,
+    SequenceNotReachedError,
     StoreUnavailableError,
     following,
     generations,
@@ -221,10 +223,12 @@ def test_what_is_not_the_picture_that_was_ingested_is_marked_until_it_is_sent_ag
     other = desk.status(2).gallery
     assert not other.get("small-000").from_thumbnail
     assert other.get("image-000").from_thumbnail
+    with pytest.raises(GenerationMovedError):
+        other.holding("small-000", small.content_hash)
+    desk.activate(2)
     assert other.holding("small-000", small.content_hash) is not None
     # Sending it again is not in vain.
     assert other.holding("image-000", new_images(1)[0].content_hash) is None
-    desk.activate(2)
     better = replace(new_images(1)[0], features=random_batch(np.random.default_rng(3), 1, GRID.size, DIM)[0])
     assert other.put([better])[0].outcome is PutOutcome.UPDATED
     assert not other.get("image-000").from_thumbnail
@@ -273,22 +277,44 @@ def test_an_image_whose_new_content_has_no_picture_is_not_kept_with_the_old_one(
     assert "image-000" not in names(desk.status(2).gallery)
 
 
-def test_without_the_model_only_what_needs_none_is_followed(
-    gallery: Gallery, desk: GalleryGenerations, model: Model
+def test_without_the_model_it_goes_as_far_as_nothing_has_to_be_computed(
+    store: GalleryStore, gallery: Gallery, desk: GalleryGenerations, model: Model
 ) -> None:
     desk.add(OTHER)
     filled(desk)
     model.loaded = False
+    model.pictures.clear()
+    gallery.update("image-001", labels={"colour": "blue"})
+    filled(desk)
+    assert desk.status(2).state is GenerationState.READY
     gallery.put([new_image("new", sample_features(1, seed=5)[0])])
-    gallery.delete(["image-002"])
+    gallery.update("image-002", labels={"colour": "green"})
     filled(desk)
     other = desk.status(2).gallery
-    assert desk.status(2).state is GenerationState.WAITING_FOR_MODEL
+    assert (desk.status(2).state, desk.status(2).pending) == (GenerationState.WAITING_FOR_MODEL, 2)
+    assert other.get("image-001").labels == {"colour": "blue"}
+    # What is deleted does not wait.
+    store.delete_images("demo", ["image-003"])
     assert names(other) == sorted({*names(gallery)} - {"new"})
+    with pytest.raises(GenerationNotReadyError, match="3 changes behind"):
+        desk.activate(2)
     model.loaded = True
     filled(desk)
     assert desk.status(2).state is GenerationState.READY
-    assert "new" in names(other)
+    assert names(other) == names(gallery)
+    assert other.get("image-002").labels == {"colour": "green"}
+    # Nothing that was there was walked through again.
+    assert model.pictures == [b"picture of new"]
+
+
+def test_a_gallery_without_pictures_needs_no_model_to_know_what_is_missing(store: GalleryStore, model: Model) -> None:
+    model.loaded = False
+    store._embed_of = model.of
+    store.create(gallery_spec("bare", keep_thumbnails=False)).put(new_images(4))
+    desk = store.generations_of("bare")
+    desk.add(replace(OTHER, gallery_id="bare", keep_thumbnails=False))
+    filled(desk)
+    assert (desk.status(2).state, desk.status(2).missing) == (GenerationState.INCOMPLETE, 4)
 
 
 def test_a_switch_is_for_whoever_comes_after_it(
@@ -467,6 +493,193 @@ def test_features_of_another_shape_are_refused(
     assert desk.status(2).gallery.count == 0
 
 
+def test_one_image_that_the_model_can_not_cope_with_is_missing_and_keeps_nobody_waiting(
+    gallery: Gallery, desk: GalleryGenerations, store: GalleryStore, model: Model
+) -> None:
+    desk.add(OTHER)
+
+    def spoiled(pictures: Sequence[bytes]) -> list[Features | None]:
+        features = model.embed(pictures)
+        for k, picture in enumerate(pictures):
+            if picture == b"picture of image-004":
+                found = features[k]
+                assert found is not None
+                features[k] = replace(found, embedding=np.full(DIM, np.nan, np.float32))
+        return features
+
+    store._embed_of = lambda _: spoiled
+    filled(desk)
+    assert (desk.status(2).state, desk.status(2).missing) == (GenerationState.INCOMPLETE, 1)
+    assert pages(desk, 2) == ["image-004"]
+    assert len(model.pictures) == gallery.count
+
+
+def test_what_was_read_before_somebody_followed_further_is_not_given_to_a_generation(
+    gallery: Gallery, desk: GalleryGenerations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with several servers: one computes from what it read, another follows the next content meanwhile."""
+    desk.add(OTHER)
+    filled(desk)
+    follower = desk._follower(desk._store.generations("demo"))
+    other = desk.status(2).gallery
+    supplied = replace(new_images(1)[0], features=other_features(b"whatever"))
+    take_over = type(other).take_over
+
+    def late(self: Gallery, work: Any) -> Any:
+        monkeypatch.undo()
+        gallery.put([replace(new_images(1, seed=9)[0], thumbnail=b"another picture")])
+        second = following.Follower(gallery, other)
+        while second.step(Model().embed):
+            pass
+        return take_over(self, work)
+
+    monkeypatch.setattr(type(other), "take_over", late)
+    (result,) = follower.supply([supplied])
+    assert result.outcome is PutOutcome.MISSING
+    assert other.get("image-000").content_hash == new_images(1, seed=9)[0].content_hash
+    np.testing.assert_array_equal(other.features("image-000").cells, other_features(b"another picture").cells)
+
+
+def test_all_who_ask_share_one_follower(desk: GalleryGenerations, store: GalleryStore) -> None:
+    desk.add(OTHER)
+    there = store.generations("demo")
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(desk._follower(there))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    filled(desk)
+    desk.activate(2)
+    filled(desk)
+    desk.activate(1)
+    found.append(desk._follower(store.generations("demo")))
+    assert len(set(map(id, found))) == 1
+
+
+def test_what_was_begun_anew_and_cut_off_is_begun_anew_again(
+    gallery: Gallery, desk: GalleryGenerations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleted images must not stay because somebody died before they were found to be."""
+    desk.add(OTHER)
+    filled(desk)
+    gallery.delete(["image-001"])
+    gallery.put(new_images(3, prefix="more"))
+    gallery._truth.trim_log(gallery.stored, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(gallery), "erase", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            desk.fill(lambda: False)
+    filled(desk)
+    assert names(desk.status(2).gallery) == names(gallery)
+    desk.activate(2)
+
+
+def test_a_deletion_that_meets_a_switch_reaches_both_generations(
+    store: GalleryStore, gallery: Gallery, desk: GalleryGenerations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery.put([replace(new_images(1, prefix="features")[0], thumbnail=None)])
+    desk.add(OTHER)
+    filled(desk)
+    desk.activate(2, allow_missing=True)
+    filled(desk)
+    erase = type(gallery).erase
+
+    def overtaken(self: Gallery, image_ids: Any) -> None:
+        monkeypatch.undo()
+        filled(desk)
+        desk.activate(1)
+        erase(self, image_ids)
+
+    monkeypatch.setattr(type(gallery), "erase", overtaken)
+    store.delete_images("demo", ["features-000", "image-001"])
+    assert store.gallery("demo") is gallery
+    assert "features-000" not in names(gallery)
+    assert "image-001" not in names(gallery)
+
+
+def test_a_deletion_that_meets_a_drop_is_done(
+    store: GalleryStore, gallery: Gallery, desk: GalleryGenerations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.add(OTHER)
+    filled(desk)
+    erase = type(gallery).erase
+
+    def overtaken(self: Gallery, image_ids: Any) -> None:
+        monkeypatch.undo()
+        desk.drop(2)
+        erase(self, image_ids)
+
+    monkeypatch.setattr(type(gallery), "erase", overtaken)
+    assert store.delete_images("demo", ["image-001"]) == (1, 0)
+    assert "image-001" not in names(gallery)
+
+
+def test_whoever_still_holds_a_dropped_generation_goes_on_with_the_active_one(
+    store: GalleryStore, gallery: Gallery, desk: GalleryGenerations
+) -> None:
+    desk.add(OTHER)
+    filled(desk)
+    truth = store._truth
+    other = store.generations("demo").other
+    assert other is not None
+    # As another server does it, of which this one has not heard.
+    assert truth.switch(gallery.stored, gallery.sequence)
+    truth.drop_generation(gallery.stored)
+    with pytest.raises(GenerationDroppedError):
+        gallery.get("image-001")
+    record = store.on_active("demo", lambda found: found.update("image-001", labels={"by": "somebody"}))
+    assert record.labels == {"by": "somebody"}
+    assert store.gallery("demo").stored == other
+
+
+def test_sequences_of_generations_that_are_gone_are_reached(
+    store: GalleryStore, gallery: Gallery, desk: GalleryGenerations
+) -> None:
+    desk.add(OTHER)
+    filled(desk)
+    desk.activate(2)
+    image = replace(new_images(1, seed=3, prefix="late")[0], features=other_features(b"x"))
+    sequence = store.gallery("demo").put([image])[0].sequence
+    filled(desk)
+    desk.activate(1)
+    desk.drop(2)
+    assert desk.seen(0, sequence, 0.0) is gallery
+    with pytest.raises(SequenceNotReachedError):
+        desk.seen(0, sequence + GENERATION_STRIDE, 0.0)
+
+
+def test_writers_do_not_wait_for_what_is_being_filled(
+    gallery: Gallery, desk: GalleryGenerations, store: GalleryStore, model: Model
+) -> None:
+    """A switch waits for whoever fills before it makes anybody wait."""
+    desk.add(OTHER)
+    filled(desk)
+    gate, entered = threading.Event(), threading.Event()
+
+    def slow(pictures: Sequence[bytes]) -> list[Features | None]:
+        entered.set()
+        assert gate.wait(60)
+        return model.embed(pictures)
+
+    store._embed_of = lambda _: slow
+    gallery.put(new_images(2, prefix="more"))
+    filling = threading.Thread(target=lambda: desk.fill(lambda: False))
+    filling.start()
+    assert entered.wait(60)
+    switching = threading.Thread(target=lambda: desk.activate(2, timeout_s=60))
+    switching.start()
+    follower = desk._follower(store.generations("demo"))
+    wait_until(lambda: follower.is_waited_for)
+    gallery.put(new_images(1, prefix="meanwhile"))
+    gate.set()
+    for thread in (filling, switching):
+        thread.join(60)
+        assert not thread.is_alive()
+    assert store.gallery("demo").spec.generation == 2
+    assert "meanwhile-000" in names(store.gallery("demo"))
+
+
 def test_two_generations_are_the_most_and_the_active_one_stays(
     store: GalleryStore, gallery: Gallery, desk: GalleryGenerations
 ) -> None:
@@ -583,8 +796,19 @@ def test_another_server_notices_a_switch_and_who_fills_is_one_of_them(
         there = second.gallery("demo")
         desk.add(OTHER)
         filled(desk)
+        gallery.put(new_images(1, prefix="only-one-computes"))
         assert not second.generations_of("demo").fill(lambda: False)
-        assert len(model.pictures) == 10
+        # One that has not the model keeps nobody who has it from computing, and follows what needs none.
+        model.loaded = False
+        assert not second.generations_of("demo").fill(lambda: False)
+        model.loaded = True
+        filled(desk)
+        assert len(model.pictures) == 11
+        gallery.update("image-002", labels={"by": "first"})
+        model.loaded = False
+        assert second.generations_of("demo").fill(lambda: False)
+        model.loaded = True
+        assert second.gallery("demo", 2).get("image-002").labels == {"by": "first"}
         second.generations_of("demo").activate(2, timeout_s=10)
         with pytest.raises(GenerationMovedError):
             gallery.put(new_images(1, prefix="more"))

@@ -42,7 +42,7 @@ class Generation(_message.Message):
         STATE_INCOMPLETE: Generation._State.ValueType  # 4
         """It has every image that could be computed; the missing ones have to be sent again."""
         STATE_WAITING_FOR_MODEL: Generation._State.ValueType  # 5
-        """Images could be computed, but not by this server: it has not loaded the model."""
+        """Images, or changes, may have to be computed, which this server can't: it has not loaded the model."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Generation.State.ValueType  # 0
@@ -55,7 +55,7 @@ class Generation(_message.Message):
     STATE_INCOMPLETE: Generation.State.ValueType  # 4
     """It has every image that could be computed; the missing ones have to be sent again."""
     STATE_WAITING_FOR_MODEL: Generation.State.ValueType  # 5
-    """Images could be computed, but not by this server: it has not loaded the model."""
+    """Images, or changes, may have to be computed, which this server can't: it has not loaded the model."""
 
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
@@ -82,7 +82,9 @@ class Generation(_message.Message):
     image_count: _builtins.int
     """Output only."""
     missing_count: _builtins.int
-    """Output only: images of the active generation that this one lacks, those that are on their way included."""
+    """Output only: images of the active generation that this one lacks, those that are on their way included; not those of
+    which it has other content, which are among the pending changes.
+    """
     pending_changes: _builtins.int
     """Output only: changes of the active generation that this one does not reflect yet."""
     sequence: _builtins.int
@@ -370,7 +372,7 @@ class CompareGenerationsResponse(_message.Message):
     ACTIVE_GENERATION_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     query_count: _builtins.int
-    """Questions asked: fewer than wanted where the two have fewer images in common."""
+    """Questions asked: fewer than wanted where the two have fewer images in common, or time was up."""
     top_k: _builtins.int
     overlap: _builtins.float
     """Mean share of the one's hits that are among the other's, 0 to 1."""

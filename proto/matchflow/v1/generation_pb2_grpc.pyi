@@ -56,7 +56,8 @@ class GenerationServiceStub:
     """
     ActivateGeneration: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ActivateGenerationRequest, _generation_pb2.Generation]
     """Makes a generation the active one, at once and for every search that begins from then on; one that has begun is
-    answered by the generation it began with. Activating the earlier one again is the way back. Names of images, labels
+    answered by the generation it began with. Writers wait for it, some seconds at most while changes have to be
+    computed; a server that shares the store hears of it within a second. Activating the earlier one again is the way back. Names of images, labels
     and ends stay; row ids and etags are those of the generation. Active already: nothing happens.
     Errors: GALLERY_NOT_FOUND, GENERATION_NOT_FOUND, GENERATION_NOT_READY.
     """
@@ -92,7 +93,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """
     ActivateGeneration: _aio.UnaryUnaryMultiCallable[_generation_pb2.ActivateGenerationRequest, _generation_pb2.Generation]  # type: ignore[assignment]
     """Makes a generation the active one, at once and for every search that begins from then on; one that has begun is
-    answered by the generation it began with. Activating the earlier one again is the way back. Names of images, labels
+    answered by the generation it began with. Writers wait for it, some seconds at most while changes have to be
+    computed; a server that shares the store hears of it within a second. Activating the earlier one again is the way back. Names of images, labels
     and ends stay; row ids and etags are those of the generation. Active already: nothing happens.
     Errors: GALLERY_NOT_FOUND, GENERATION_NOT_FOUND, GENERATION_NOT_READY.
     """
@@ -161,7 +163,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.Generation, _abc.Awaitable[_generation_pb2.Generation]]:
         """Makes a generation the active one, at once and for every search that begins from then on; one that has begun is
-        answered by the generation it began with. Activating the earlier one again is the way back. Names of images, labels
+        answered by the generation it began with. Writers wait for it, some seconds at most while changes have to be
+        computed; a server that shares the store hears of it within a second. Activating the earlier one again is the way back. Names of images, labels
         and ends stay; row ids and etags are those of the generation. Active already: nothing happens.
         Errors: GALLERY_NOT_FOUND, GENERATION_NOT_FOUND, GENERATION_NOT_READY.
         """
