@@ -216,8 +216,8 @@ class Gallery:
 
     def delete_expired(self) -> int:
         """Delete the images whose time has come, and return how many those were."""
-        with self._shelf.lock.reading():
-            found = self._shelf.expired(self.now_s())
+        with self._live.reading() as shelf:
+            found = shelf.expired(self.now_s())
 
         def work(writing: Writing) -> int:
             writing.remove_expired(found)
@@ -301,28 +301,28 @@ class Gallery:
 
     def features(self, image_id: str) -> Features:
         """Return an image's features, copied; ImageNotFoundError."""
-        with self._shelf.lock.reading():
-            slot = self._shelf.slot(image_id)
-            if slot is None or self._shelf.slots.expire_times_s.values[slot] <= self.now_s():
+        with self._live.reading() as shelf:
+            slot = shelf.slot(image_id)
+            if slot is None or shelf.slots.expire_times_s.values[slot] <= self.now_s():
                 raise ImageNotFoundError(self.spec.gallery_id, image_id)
-            return self._shelf.slab.gather(np.array([slot]))[0]
+            return shelf.slab.gather(np.array([slot]))[0]
 
     def image_ids(self) -> list[str]:
         """Return the ids of all images, in no particular order."""
-        with self._shelf.lock.reading():
-            return self._shelf.slots.ids.of(self._shelf.live_slots)
+        with self._live.reading() as shelf:
+            return shelf.slots.ids.of(shelf.live_slots)
 
     def count_of(self, image_ids: Iterable[str]) -> int:
         """Return how many of some images are there."""
-        with self._shelf.lock.reading():
-            return sum(self._shelf.slot(image_id) is not None for image_id in image_ids)
+        with self._live.reading() as shelf:
+            return sum(shelf.slot(image_id) is not None for image_id in image_ids)
 
     def has_another(self, image_id: str, label: str, value: LabelValue) -> bool:
         """Tell whether any other image has that value of a label."""
         condition = LabelCondition(field=label, any_of=frozenset({value}))
-        with self._shelf.lock.reading():
+        with self._live.reading() as shelf:
             others = ImageFilter(conditions=(condition,), exclude=frozenset({image_id}))
-            return self._shelf.select(others, self.now_s()).count > 0
+            return shelf.select(others, self.now_s()).count > 0
 
     def thumbnail(self, image_id: str) -> bytes | None:
         """Return an image's thumbnail, None when none was kept; ImageNotFoundError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from matchflow_index.errors import (
@@ -17,7 +17,7 @@ from matchflow_index.filling import catch_up
 from matchflow_index.upkeep import compacted, make_lists, wants_compaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from matchflow_index.caches import GalleryCaches
     from matchflow_index.shelf import Shelf, Update
@@ -55,14 +55,21 @@ class LiveShelf:
     @property
     def count(self) -> int:
         """The number of images."""
-        with self.shelf.lock.reading():
-            return self.shelf.count
+        with self.reading() as shelf:
+            return shelf.count
 
     @property
     def sequence(self) -> int:
         """The last change that searches see."""
-        with self.shelf.lock.reading():
-            return self.shelf.sequence
+        with self.reading() as shelf:
+            return shelf.sequence
+
+    @contextmanager
+    def reading(self) -> Iterator[Shelf]:
+        """Hold the shelf of now as it is. Another one may take its place meanwhile: slots of this one are not its."""
+        shelf = self.shelf
+        with shelf.lock.reading():
+            yield shelf
 
     def wait_for(self, sequence: int, timeout_s: float) -> None:
         """Return once searches see a change; SequenceNotReachedError when the time is up before that."""

@@ -71,6 +71,5 @@ class Lookup:
             return Records(found=snapshot.records_of(image_ids))
 
     def _known_records(self, image_ids: Sequence[str]) -> Records:
-        shelf = self._live.shelf
-        with shelf.lock.reading():
+        with self._live.reading() as shelf:
             return Records(found=shelf.records_of(image_ids), store_unreachable=True)

@@ -27,6 +27,8 @@ from matchflow_index import GalleryStore, SearchQuery, StoreUnavailableError, co
 from matchflow_index.coarse import trained
 from matchflow_index.flat_index import FlatIndex
 from matchflow_index.ivf_index import IvfIndex
+from matchflow_index.shelf import Shelf
+from matchflow_index.slab import CellSlab
 from matchflow_index.upkeep import Upkeep, compacted, make_lists, wants_compaction
 from matchflow_matching import match
 
@@ -129,6 +131,28 @@ def test_answers_are_the_same_before_and_after_and_after_a_restart(tmp_path: Pat
     with GalleryStore.open(tmp_path) as store:
         assert store.gallery("demo")._shelf.size == len(images) + 1
         check(store.gallery("demo"), images)
+
+
+def test_a_look_at_one_image_is_a_look_at_one_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shelf without dead slots may take the place of the one in which the image was found just now."""
+    with GalleryStore.open(tmp_path) as store:
+        gallery, images = churned(store)
+        old, wanted = gallery._shelf, images[-1]
+        slot_of = Shelf.slot
+
+        def overtaken(shelf: Shelf, image_id: str) -> int | None:
+            found = slot_of(shelf, image_id)
+            if shelf is old and gallery._live.shelf is old:
+                gallery._live.shelf = compacted(old, CellSlab.private(old.slab.layout))
+                assert found is not None
+                assert found >= gallery._live.shelf.size
+            return found
+
+        monkeypatch.setattr(Shelf, "slot", overtaken)
+        np.testing.assert_array_equal(gallery.features(wanted.image_id).cells, wanted.features.cells)
+        assert gallery._live.shelf is not old
+        gallery._live.shelf.close()
+        gallery._live.shelf = old
 
 
 @pytest.mark.usefixtures("small")
