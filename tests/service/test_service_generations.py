@@ -28,6 +28,7 @@ from service_harness import (
 )
 
 from matchflow.v1 import gallery_pb2, generation_pb2, ingest_pb2, matching_pb2, search_pb2, types_pb2
+from matchflow_index import Gallery
 from matchflow_index.records import GENERATION_STRIDE
 
 if TYPE_CHECKING:
@@ -561,3 +562,129 @@ def test_a_server_that_is_told_to_stop_does_not_wait_for_the_filling(
     stopping.begin_stop()
     threading.Timer(1.0, held.set).start()
     stopping.stop()
+
+
+def test_a_stream_does_not_call_unchanged_what_is_so_in_a_generation_of_before(api: Api) -> None:
+    """Otherwise what somebody else stored since would stand, and the stream's sender believe it had not."""
+    create(api)
+    filled(api)
+    stream = Stream(api)
+    stream.send(item("g", "1", png(1), item_id=1, kind="random"))
+    eventually(lambda: len(stream.answers) == 1)
+    assert stream.answers[0].outcome == ingest_pb2.INGEST_OUTCOME_UNCHANGED
+    activate(api, 2)
+    (other,) = api.put([item("g", "1", png(91))])
+    assert (other.outcome, other.generation) == (ingest_pb2.INGEST_OUTCOME_UPDATED, 2)
+    stream.send(item("g", "1", png(1), item_id=2, kind="random"))
+    answers = stream.end()
+    assert (answers[1].outcome, answers[1].generation) == (ingest_pb2.INGEST_OUTCOME_UPDATED, 2)
+    assert images_of(api.find("g", by_bytes(png(1)), top_k=1)) == ["1"]
+
+
+def test_a_stream_goes_on_when_the_generation_that_it_began_with_is_gone(api: Api) -> None:
+    create(api)
+    filled(api)
+    stream = Stream(api)
+    stream.send(item("g", "before", png(30), item_id=1))
+    eventually(lambda: len(stream.answers) == 1)
+    filled(api)
+    activate(api, 2)
+    delete(api, 1)
+    stream.send(item("g", "after", png(31), item_id=2))
+    stream.send(item("g", "0", png(0), item_id=3, kind="random"))
+    answers = stream.end()
+    assert [(each.status.code, each.generation) for each in answers] == [(0, 1), (0, 2), (0, 2)]
+    assert answers[2].outcome == ingest_pb2.INGEST_OUTCOME_UNCHANGED
+
+
+def test_a_stream_into_a_generation_ends_item_by_item_when_that_is_gone(api: Api) -> None:
+    create(api)
+    filled(api)
+    stream = Stream(api)
+
+    def supplied(name: str, seed: int, item_id: int) -> ingest_pb2.IngestImagesRequest:
+        return ingest_pb2.IngestImagesRequest(
+            name=image_name("g", name), image_bytes=png(seed), item_id=item_id, generation=2
+        )
+
+    stream.send(supplied("1", 1, 1))
+    eventually(lambda: len(stream.answers) == 1)
+    delete(api, 2)
+    stream.send(supplied("2", 2, 2))
+    answers = stream.end()
+    assert read_status(answers[1].status).reason == "GENERATION_NOT_FOUND"
+
+
+def test_a_search_whose_generation_is_gone_before_it_is_answered_is_answered_by_the_next(
+    both: tuple[RunningServer, Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, api = both
+    create(api)
+    filled(api)
+    search = Gallery.search
+    began: list[int] = []
+
+    def overtaken(self: Gallery, query: Any) -> Any:
+        if not began:
+            began.append(self.spec.generation)
+            activate(api, 2)
+            delete(api, 1)
+        return search(self, query)
+
+    monkeypatch.setattr(Gallery, "search", overtaken)
+    reply = api.find("g", by_bytes(png(1)))
+    assert (began, reply.generation) == ([1], 2)
+    assert images_of(reply)[0] == "1"
+
+
+def test_an_activation_under_a_server_that_stops_says_so(both: tuple[RunningServer, Api], other_bundle: Bundle) -> None:
+    stopping, api = both
+    create(api)
+    filled(api)
+    queue_of_other = stopping.server.models.of_bundle(other_bundle.digest).queue
+    encoder, held, entered = queue_of_other._encoder, threading.Event(), threading.Event()
+
+    class Held:
+        def encode(self, images: Any) -> Any:
+            entered.set()
+            held.wait(LIMIT_S)
+            return encoder.encode(images)
+
+    queue_of_other._encoder = Held()
+    api.put_images("g", {"late": png(80)})
+    assert entered.wait(LIMIT_S)
+    refusals: list[Any] = []
+    thread = threading.Thread(target=lambda: refusals.append(refusal_of(lambda: activate(api, 2))))
+    thread.start()
+    eventually(lambda: stopping.server.calls.count > 0)
+    stopping.begin_stop()
+    threading.Timer(1.0, held.set).start()
+    thread.join(LIMIT_S)
+    stopping.stop()
+    assert (refusals[0].code, refusals[0].reason) in {
+        ("UNAVAILABLE", "SHUTTING_DOWN"),
+        ("FAILED_PRECONDITION", "GENERATION_NOT_READY"),
+    }
+
+
+def test_a_default_is_set_for_the_gallery_as_it_is_now(
+    both: tuple[RunningServer, Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, api = both
+    create(api)
+    filled(api)
+    setting = Gallery.set_match_defaults
+    switched: list[bool] = []
+
+    def overtaken(self: Gallery, defaults: Any, **fields: Any) -> None:
+        if not switched:
+            switched.append(True)
+            activate(api, 2)
+        setting(self, defaults, **fields)
+
+    monkeypatch.setattr(Gallery, "set_match_defaults", overtaken)
+    max_sim = matching_pb2.Rerank(mode=matching_pb2.RERANK_MODE_MAX_SIM)
+    request = gallery_pb2.UpdateGalleryRequest(gallery=gallery_pb2.Gallery(name="galleries/g", default_rerank=max_sim))
+    reply = api.galleries.UpdateGallery(request, timeout=LIMIT_S)
+    assert (reply.generation, reply.default_rerank.mode) == (2, matching_pb2.RERANK_MODE_MAX_SIM)
+    assert api.find("g", by_name("g", "1")).rerank.mode == matching_pb2.RERANK_MODE_MAX_SIM

@@ -872,6 +872,13 @@ def brute(gallery: Gallery, image_id: str, top_k: int) -> dict[str, float]:
     return dict(kept[:top_k])
 
 
+def test_a_comparison_ends_when_time_is_up(gallery: Gallery) -> None:
+    late = ComparisonQuery(queries=10, deadline=time.monotonic() - 1)
+    assert compare(gallery, gallery, late).queries == 0
+    soon = ComparisonQuery(queries=10, deadline=time.monotonic() + 60)
+    assert compare(gallery, gallery, soon).queries == 10
+
+
 def test_a_comparison_asks_with_images_that_both_have(gallery: Gallery, desk: GalleryGenerations) -> None:
     desk.add(OTHER)
     filled(desk)
