@@ -743,6 +743,32 @@ def test_both_generations_are_there_after_a_restart(opened: Callable[[str], Gall
         assert verified(store) == []
 
 
+@pytest.mark.parametrize("opened", ["lmdb"], indirect=True)
+def test_caches_of_another_generation_are_not_believed(
+    opened: Callable[[str], GalleryStore], model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    same_shape = replace(gallery_spec(), model="other", bundle_digest="sha256:again")
+    with opened("a") as store:
+        store._embed_of = model.of
+        store.create(gallery_spec()).put(new_images(5))
+        desk = store.generations_of("demo")
+        desk.add(same_shape)
+        filled(desk)
+        folders = [store._caches_of(stored) for stored in store.generations("demo")]
+        expected = [store.gallery("demo", number).features("image-001").cells for number in (1, 2)]
+    assert (expected[0] != expected[1]).any()
+    away = folders[0].with_name("away")
+    folders[0].rename(away)
+    folders[1].rename(folders[0])
+    away.rename(folders[1])
+    with opened("a") as store:
+        for number in (1, 2):
+            np.testing.assert_array_equal(
+                store.gallery("demo", number).features("image-001").cells, expected[number - 1]
+            )
+    assert caplog.text.count("slots.cache belongs to something else") == 2
+
+
 def test_a_generation_whose_log_was_cut_off_begins_anew_without_what_was_removed(
     gallery: Gallery, desk: GalleryGenerations, model: Model
 ) -> None:
