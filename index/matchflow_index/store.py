@@ -244,9 +244,13 @@ class GalleryStore:
         return self.generations_of(gallery_id).delete_images(image_ids, if_sequences or {})
 
     def fill(self, embed_of: EmbedOf) -> None:
-        """Fill generations from now on, in the background, with what `embed_of` has for their bundles."""
+        """Fill generations from now on, in the background, with what `embed_of` has for their bundles.
+
+        Read-only nothing is filled.
+        """
         self._embed_of = embed_of
-        self._upkeep.start("fill", self._fill)
+        if not self._read_only:
+            self._upkeep.start("fill", self._fill)
 
     def _fill(self) -> bool:
         busy = False

@@ -48,6 +48,10 @@ def serve(
     durability: Annotated[
         StoreDurability | None, typer.Option(help="When an image in a folder counts as stored. Default: disk.")
     ] = None,
+    read_only: Annotated[
+        bool | None,
+        typer.Option("--read-only", help="Only search a store in a folder, also beside the server that writes to it."),
+    ] = None,
     reads_without_store_s: Annotated[
         float | None,
         typer.Option(
@@ -81,6 +85,7 @@ def serve(
         "store": store,
         "cache": cache,
         "durability": durability,
+        "read_only": read_only,
         "reads_without_store_s": reads_without_store_s,
         "bundles": bundle or None,
         "host": host,

@@ -204,7 +204,9 @@ def _open_store(settings: ServiceSettings) -> GalleryStore:
         if isinstance(settings.store, str) and settings.cache is not None:
             return _open_shared_store(settings.store, settings.cache, settings.reads_without_store_s)
         durability = Durability(settings.durability or Durability.DISK)
-        return GalleryStore.open(Path(settings.store), durability=durability, upkeep_s=UPKEEP_S)
+        return GalleryStore.open(
+            Path(settings.store), read_only=settings.read_only, durability=durability, upkeep_s=UPKEEP_S
+        )
     except StoreUnavailableError as error:
         raise StartError(f"can't open the store: {error}") from error
 

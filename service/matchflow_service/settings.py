@@ -43,6 +43,9 @@ class ServiceSettings(BaseSettings):
     # How long after the last answer of a store on a Redis server searches go on without it, from what this process knew
     # last, which a reply then says; 0: never. What other servers remove meanwhile is still found here.
     reads_without_store_s: float = Field(default=60.0, ge=0)
+    # Only search a store in a folder, as it was when each gallery was first asked for: also beside the server that
+    # writes to it, and on a file system that can't be written to. What would write fails with STORE_UNAVAILABLE.
+    read_only: bool = Field(default=False, validate_default=True)
     bundles: Annotated[list[Path], NoDecode] = Field(min_length=1)
     provider: str = "CPUExecutionProvider"
     # Concurrent calls of the model, each on one thread.
@@ -87,6 +90,13 @@ class ServiceSettings(BaseSettings):
     def _durability_is_for_folders(cls, value: str | None, info: ValidationInfo) -> str | None:
         if isinstance(info.data.get("store"), str) and value is not None:
             raise ValueError("the durability of a store on a Redis server is that server's setting appendfsync")
+        return value
+
+    @field_validator("read_only")
+    @classmethod
+    def _read_only_is_for_folders(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - as pydantic calls it
+        if isinstance(info.data.get("store"), str) and value:
+            raise ValueError("a store on a Redis server can't be served read-only; any number of servers may share it")
         return value
 
     @field_validator("bundles", mode="before")
