@@ -61,7 +61,8 @@ def restore(
     """
     reader = BackupReader(path)
     _check(reader)
-    spec = replace(reader.header.spec, gallery_id=gallery_id or reader.header.spec.gallery_id, generation=1)
+    spec = reader.header.spec
+    spec = replace(spec, gallery_id=gallery_id or spec.gallery_id, generation=1, lineage="")
     _make_room(truth, spec)
     gallery = truth.create(spec)
     try:

@@ -173,7 +173,8 @@ def test_what_can_not_be_restored_says_why(cli: Run, store: Path, tmp_path: Path
 def test_damage_is_listed_and_the_status_is_one(cli: Run, store: Path) -> None:
     status, out, _ = cli("verify", "demo", "--store", store)
     assert status == 0
-    assert "nothing wrong in demo: looked at 17 images, 19 log entries up to change 19 and 18 slots" in out
+    assert "nothing wrong in demo, generation 1: looked at 17 images" in out
+    assert "19 log entries up to change 19 and 18 slots" in out
     slab = next(store.glob("caches/*/cells-*.slab"))
     with slab.open("r+b") as file:
         file.seek(HEADER_BYTES + 2592 + 1000)
@@ -211,7 +212,7 @@ def test_figures_are_shown(cli: Run, store: Path) -> None:
     assert "durability  disk" in out
     assert "thumbnails" in out
     row = next(line for line in out.splitlines() if line.startswith("demo"))
-    assert row.split()[1:4] == ["17", "19", "19"]
+    assert row.split()[1:5] == ["1", "17", "19", "19"]
     assert "exact" in row
     assert row.endswith("1.000")
     figures = json.loads(cli("stats", "demo", "--store", store, "--json")[1])

@@ -30,11 +30,16 @@ from matchflow_index import (
     following,
     generations,
 )
+from matchflow_index.backup import back_up
+from matchflow_index.compaction import compact
 from matchflow_index.comparing import ComparisonQuery, ScoreShift, compare
+from matchflow_index.gallery_stats import store_stats
 from matchflow_index.generations import GenerationState
+from matchflow_index.opening import StorePlace
 from matchflow_index.records import GENERATION_STRIDE
 from matchflow_index.redis_address import RedisAddress
 from matchflow_index.redis_truth import RedisTruth
+from matchflow_index.restoring import restore
 from matchflow_index.verifying import verify_all
 from matchflow_matching import CellGrid, MatchSettings
 from matching_strategies import random_batch
@@ -781,6 +786,42 @@ def test_a_generation_whose_log_was_cut_off_begins_anew_without_what_was_removed
     filled(desk)
     assert names(desk.status(2).gallery) == names(gallery)
     assert len(model.pictures) == 3
+
+
+@pytest.mark.parametrize("opened", ["lmdb"], indirect=True)
+def test_what_works_on_a_store_itself_sees_both_and_keeps_what_is_not_followed(
+    opened: Callable[[str], GalleryStore], model: Model, tmp_path: Path
+) -> None:
+    with opened("a") as store:
+        store._embed_of = model.of
+        gallery = store.create(gallery_spec())
+        gallery.put(new_images(5))
+        desk = store.generations_of("demo")
+        desk.add(OTHER)
+        filled(desk)
+        gallery.put(new_images(3, prefix="more"))
+        gallery.delete(["image-001"])
+    place = StorePlace.parse(str(tmp_path / "store"))
+    found = store_stats(place, "demo").galleries
+    assert [(each.generation, each.active, each.images) for each in found] == [(1, True, 7), (2, False, 5)]
+    done = compact(place, keep_changes=1)
+    # Of 9 changes of the first, 4 are to be followed yet; of 5 of the second, nobody needs more than one.
+    assert done.changes == 5 + 4
+    assert done.dead_slots == 1
+    with opened("a") as store:
+        store._embed_of = model.of
+        filled(store.generations_of("demo"))
+        assert names(store.gallery("demo", 2)) == names(store.gallery("demo"))
+        assert verified(store) == []
+        for active in (1, 2):
+            store.generations_of("demo").activate(active)
+            back_up(store._truth, store.gallery("demo").stored, tmp_path / "backup")
+            copy = restore(tmp_path / "backup", store._truth, gallery_id=f"copy-{active}")
+            assert (copy.spec.generation, copy.lineage) == (1, copy.uuid)
+            assert copy.spec.bundle_digest == store.gallery("demo").spec.bundle_digest
+            assert store.gallery(f"copy-{active}").count == 7
+    # Nothing was computed twice.
+    assert len(model.pictures) == 8
 
 
 def test_one_that_has_more_than_the_active_one_does_not_guess_what_was_removed(

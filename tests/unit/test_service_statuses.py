@@ -14,10 +14,18 @@ from matchflow.v1 import types_pb2
 from matchflow_bundle import ImageTooLargeError, ImageUnreadableError
 from matchflow_index import (
     BundleMismatchError,
+    ContentDiffersError,
     EtagMismatchError,
     FeaturesRejectedError,
+    FillingPausedError,
     GalleryExistsError,
     GalleryNotFoundError,
+    GenerationActiveError,
+    GenerationDroppedError,
+    GenerationExistsError,
+    GenerationMovedError,
+    GenerationNotFoundError,
+    GenerationNotReadyError,
     ImageNotFoundError,
     ImageRejectedError,
     InvalidQueryError,
@@ -54,6 +62,14 @@ CASES: list[tuple[Exception, str, str]] = [
     (StoreUnavailableError("disk full"), "UNAVAILABLE", "STORE_UNAVAILABLE"),
     (EtagMismatchError("g", "i", expected=7, actual=9), "ABORTED", "ETAG_MISMATCH"),
     (SequenceNotReachedError("g", wanted=9, reached=7), "UNAVAILABLE", "SEQUENCE_NOT_REACHED"),
+    (GenerationNotFoundError("g", 3, [1, 2]), "NOT_FOUND", "GENERATION_NOT_FOUND"),
+    (GenerationDroppedError("g", 1), "NOT_FOUND", "GENERATION_NOT_FOUND"),
+    (GenerationExistsError("g", 2), "ALREADY_EXISTS", "GENERATION_EXISTS"),
+    (GenerationActiveError("g", 1), "FAILED_PRECONDITION", "GENERATION_ACTIVE"),
+    (GenerationMovedError("g", 2), "FAILED_PRECONDITION", "GENERATION_ACTIVE"),
+    (GenerationNotReadyError("g", 2, missing=3, pending=4), "FAILED_PRECONDITION", "GENERATION_NOT_READY"),
+    (FillingPausedError("the server is stopping"), "UNAVAILABLE", "SHUTTING_DOWN"),
+    (ContentDiffersError("g", "i", expected="a", actual="b"), "FAILED_PRECONDITION", "CONTENT_DIFFERS"),
 ]
 
 
@@ -159,3 +175,10 @@ def test_a_mismatch_says_both_etags_and_none_for_an_image_that_is_gone() -> None
 def test_a_server_that_lags_says_how_far_it_got() -> None:
     behind = status(SequenceNotReachedError("g", wanted=9, reached=7))
     assert behind.metadata == {"wanted_sequence": "9", "reached_sequence": "7"}
+
+
+def test_what_a_generation_lacks_and_whose_content_differs_is_in_the_metadata() -> None:
+    found = status(GenerationNotReadyError("g", 2, missing=3, pending=4))
+    assert found.metadata == {"missing_count": "3", "pending_changes": "4"}
+    found = status(ContentDiffersError("g", "i", expected="a", actual="b"))
+    assert found.metadata == {"expected_hash": "a", "actual_hash": "b"}
