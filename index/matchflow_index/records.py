@@ -28,7 +28,7 @@ GENERATION_STRIDE = 10**12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GallerySpec:
-    """What a generation of a gallery is pinned to for its whole life; `create_time_s` is in seconds since 1970."""
+    """What a generation of a gallery is pinned to for its whole life; times in seconds since 1970."""
 
     gallery_id: str
     model: str
@@ -40,6 +40,8 @@ class GallerySpec:
     generation: int = 1
     # The uuid of the gallery's first generation; empty in that one itself.
     lineage: str = ""
+    # When the gallery was created, 0 in its first generation, which was created with it.
+    gallery_create_time_s: float = 0.0
 
     @property
     def base_sequence(self) -> int:

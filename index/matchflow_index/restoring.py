@@ -62,7 +62,14 @@ def restore(
     reader = BackupReader(path)
     _check(reader)
     spec = reader.header.spec
-    spec = replace(spec, gallery_id=gallery_id or spec.gallery_id, generation=1, lineage="")
+    spec = replace(
+        spec,
+        gallery_id=gallery_id or spec.gallery_id,
+        create_time_s=spec.gallery_create_time_s or spec.create_time_s,
+        generation=1,
+        lineage="",
+        gallery_create_time_s=0.0,
+    )
     _make_room(truth, spec)
     gallery = truth.create(spec)
     try:

@@ -60,7 +60,7 @@ def gallery_message(gallery: Gallery) -> gallery_pb2.Gallery:
         embedding_dim=spec.embedding_dim,
         image_count=gallery.count,
         sequence=gallery.sequence,
-        create_time=timestamp(spec.create_time_s),
+        create_time=timestamp(spec.gallery_create_time_s or spec.create_time_s),
         without_thumbnails=not spec.keep_thumbnails,
         default_rerank=default_rerank(gallery),
         generation=spec.generation,

@@ -112,6 +112,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 grid=model.grid,
                 embedding_dim=model.embedding_dim,
                 create_time_s=time.time(),
+                gallery_create_time_s=spec.gallery_create_time_s or spec.create_time_s,
             )
         )
         if request.generation.HasField("default_rerank"):

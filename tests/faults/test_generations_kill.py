@@ -249,7 +249,7 @@ def test_galleries_from_before_there_were_generations_get_one(truth: RedisTruth,
     truth.drop_generation(pair.other)
     store = truth._galleries.keys
     number, spec = pair.active.number.to_bytes(4, "big"), json.loads(pair.active.spec.encode())
-    del spec["generation"], spec["lineage"]
+    del spec["generation"], spec["lineage"], spec["gallery_create_time_s"]
     value = number + bytes.fromhex(pair.active.uuid) + json.dumps(spec).encode()
     truth._link.call("HSET", store.galleries, "demo", value)
     assert truth.galleries() == [pair.active]

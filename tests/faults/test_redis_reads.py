@@ -502,30 +502,27 @@ def test_who_asks_for_generations_meanwhile_is_in_no_way_of_searches(
     assert store.generations("demo").active == gallery.stored
 
 
-def test_who_waits_for_a_server_that_hangs_is_in_no_way_of_searches(
-    server: RedisServer, gallery: Gallery, store: GalleryStore
-) -> None:
-    assert gallery.search(QUERY).hits
-    asking = threading.Event()
+def test_who_waits_for_a_server_that_hangs_is_in_no_way_of_searches(server: RedisServer, tmp_path: Path) -> None:
+    with opened(server, tmp_path / "patient", timeout_s=5.0) as store:
+        gallery = filled(store)
+        assert gallery.search(QUERY).hits
 
-    def ask() -> None:
-        asking.set()
-        with pytest.raises(StoreUnavailableError):
-            store.generations("demo")
+        def ask() -> None:
+            with pytest.raises(StoreUnavailableError):
+                store.generations("demo")
 
-    server.pause()
-    try:
-        thread = threading.Thread(target=ask)
-        thread.start()
-        assert asking.wait(LIMIT_S)
-        while not store._loading.locked():
-            assert thread.is_alive()
-        assert store.gallery("demo") is gallery
-        assert store._loading.locked()
-        thread.join(LIMIT_S)
-        assert not thread.is_alive()
-    finally:
-        server.resume()
+        server.pause()
+        try:
+            thread = threading.Thread(target=ask)
+            thread.start()
+            while not store._loading.locked():
+                assert thread.is_alive()
+            assert store.gallery("demo") is gallery
+            assert store._loading.locked()
+            thread.join(LIMIT_S)
+            assert not thread.is_alive()
+        finally:
+            server.resume()
 
 
 def test_a_default_is_known_before_anybody_asks_for_it(server: RedisServer, tmp_path: Path) -> None:

@@ -186,11 +186,13 @@ def test_a_large_image_comes_from_its_thumbnail_until_it_is_sent_again(api: Api)
 
 
 def test_a_switch_and_the_way_back(api: Api, other_bundle: Bundle) -> None:
-    create(api)
+    created = gallery_of(api).create_time
+    assert create(api).create_time != created
     filled(api)
     before = api.find("g", by_name("g", "1"), generation=2)
     assert activate(api, 2).state == Generation.STATE_ACTIVE
     found = gallery_of(api)
+    assert found.create_time == created
     assert (found.generation, found.model, found.bundle_digest) == (2, "models/other", other_bundle.digest)
     reply = api.find("g", by_name("g", "1"))
     assert reply.generation == 2
