@@ -13,9 +13,10 @@ from matchflow_index import GallerySpec, ImageRecord, NewImage
 from matchflow_index.flat_index import FlatIndex
 from matchflow_index.labels import kind_of
 from matchflow_index.records import RowLayout
-from matchflow_index.shelf import Shelf, Slots, Update
+from matchflow_index.shelf import Shelf, Update
 from matchflow_index.sight import Records, Sight
 from matchflow_index.slab import CellSlab
+from matchflow_index.slots import Slots
 from matchflow_index.truth import Change, ChangeKind
 from matchflow_matching import CellGrid, FeatureBatch, MatchMode, MatchSettings, match
 from matching_strategies import random_batch

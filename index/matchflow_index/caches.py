@@ -24,8 +24,9 @@ from matchflow_index.errors import CacheDamagedError, StoreUnavailableError
 from matchflow_index.filling import catch_up, fill_from_truth
 from matchflow_index.flat_index import FlatIndex
 from matchflow_index.records import RowLayout
-from matchflow_index.shelf import Shelf, Slots
+from matchflow_index.shelf import Shelf
 from matchflow_index.slab import BLOCK_ROWS, CellSlab
+from matchflow_index.slots import Slots
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 import logging
 import threading
 import time
-from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from matchflow_index.comparing import compare
@@ -21,66 +18,27 @@ from matchflow_index.errors import (
     StoreUnavailableError,
 )
 from matchflow_index.following import Follower
+from matchflow_index.generation_progress import GenerationState, GenerationStatus, Progress, lacking
 from matchflow_index.records import GENERATION_STRIDE
+from matchflow_index.switching import switched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from matchflow_index.comparing import Comparison, ComparisonQuery
-    from matchflow_index.following import Embed
     from matchflow_index.gallery import Gallery
+    from matchflow_index.generation_progress import EmbedOf
     from matchflow_index.records import GallerySpec
     from matchflow_index.store import GalleryStore
-    from matchflow_index.truth import Generations, Position, StoredGallery, Truth
-
-    # Returns what computes features under the bundle of a digest; None: nobody here can.
-    EmbedOf = Callable[[str], Embed | None]
+    from matchflow_index.truth import Generations, StoredGallery, Truth
 
 logger = logging.getLogger(__name__)
 
-# How far behind a generation may be for a switch to be tried, and when writers begin to wait for it; how long it
-# catches up before that, and how long they wait at most but for the images that are being computed.
-MOST_PENDING, FEW_PENDING = 1_000, 16
-LONGEST_CATCH_UP_S, LONGEST_HOLD_S = 2.0, 4.0
 LOOK_S = 0.05
 # How long a process that fills a generation is taken to be alive without saying so again.
 CLAIM_S = 60.0
 # How often a deletion that met a switch goes over both generations.
 MOST_ROUNDS = 20
-# Images of the active generation that are looked at for one page of missing ones.
-PAGE_LOOKS = 4_096
-
-
-class GenerationState(enum.StrEnum):
-    """What a generation is doing."""
-
-    ACTIVE = "active"
-    FILLING = "filling"
-    READY = "ready"
-    """It has every image of the active one."""
-    INCOMPLETE = "incomplete"
-    """It has every image that could be computed."""
-    WAITING_FOR_MODEL = "waiting_for_model"
-    """Images, or changes, may have to be computed, which can't be done here."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationStatus:
-    """How far a generation is: `missing` images of the active one and `pending` changes of it are not in it.
-
-    `complete`: but for what is pending, it has all images that it could have.
-    """
-
-    gallery: Gallery
-    state: GenerationState
-    missing: int = 0
-    pending: int = 0
-    complete: bool = True
-
-    @property
-    def spec(self) -> GallerySpec:
-        """What the generation is pinned to."""
-        return self.gallery.spec
 
 
 class GalleryGenerations:
@@ -98,7 +56,7 @@ class GalleryGenerations:
         self._followers: dict[tuple[str, str], Follower] = {}
         self._making = threading.Lock()
         self._filling = False
-        self._counted: tuple[tuple[int, int], int] = ((-1, -1), 0)
+        self._progress = Progress(embed_of)
 
     def add(self, spec: GallerySpec) -> GenerationStatus:
         """Begin an empty generation beside the active one, scored by default as that one; GenerationExistsError."""
@@ -126,38 +84,7 @@ class GalleryGenerations:
         if stored == there.active:
             active = self._store.gallery(self._gallery_id, stored.spec.generation)
             return GenerationStatus(gallery=active, state=GenerationState.ACTIVE)
-        return self._progress(self._follower(there))
-
-    def _progress(self, follower: Follower) -> GenerationStatus:
-        """Return how far the generation that follows is; no lock of the store is taken."""
-        position, source = follower.position, follower.source
-        pending = 0 if position is None else max(0, source.sequence - position.sequence)
-        missing = self._missing_count(follower, position)
-        complete = position is not None and position.complete
-        return GenerationStatus(
-            gallery=follower.target,
-            state=self._state(follower.target.spec.bundle_digest, missing, pending, complete=complete),
-            missing=missing,
-            pending=pending,
-            complete=complete,
-        )
-
-    def _state(self, digest: str, missing: int, pending: int, *, complete: bool) -> GenerationState:
-        if pending or not complete:
-            able = self._embed_of(digest) is not None
-            return GenerationState.FILLING if able else GenerationState.WAITING_FOR_MODEL
-        return GenerationState.INCOMPLETE if missing else GenerationState.READY
-
-    def _missing_count(self, follower: Follower, position: Position | None) -> int:
-        """Return how many images of the active generation the other one lacks."""
-        source, target = follower.source, follower.target
-        if position is None or not position.beyond:
-            # What it has, the active one has too.
-            return max(0, source.count - target.count)
-        at = (source.sequence, target.sequence)
-        if self._counted[0] != at:
-            self._counted = (at, source.count - target.count_of(source.image_ids()))
-        return self._counted[1]
+        return self._progress.of(self._follower(there))
 
     def missing(self, generation: int, after: str | None, limit: int) -> tuple[list[str], str | None]:
         """Return the ids of up to `limit` images that a generation lacks or has with other content, after an id.
@@ -168,19 +95,7 @@ class GalleryGenerations:
         stored = there.numbered(generation)
         if stored == there.active:
             return [], None
-        follower = self._follower(there)
-        with follower.source.snapshot() as snapshot:
-            records = list(islice(snapshot.records(after), PAGE_LOOKS))
-        with follower.target.snapshot() as snapshot:
-            held = snapshot.records_of([record.image_id for record in records])
-        lacking = [
-            record.image_id
-            for record, other in zip(records, held, strict=True)
-            if other is None or other.content_hash != record.content_hash
-        ]
-        if len(lacking) > limit:
-            return lacking[:limit], lacking[limit - 1]
-        return lacking, records[-1].image_id if len(records) == PAGE_LOOKS else None
+        return lacking(self._follower(there), after, limit)
 
     def compare(self, generation: int, query: ComparisonQuery) -> Comparison:
         """Ask a generation and the active one the same; GenerationActiveError."""
@@ -201,55 +116,20 @@ class GalleryGenerations:
             there = self._store.generations(self._gallery_id)
             if there.numbered(generation) == there.active:
                 return
-            if self._switched(there, allow_missing=allow_missing):
+            follower = self._follower(there)
+            embed = self._embed_of(follower.target.spec.bundle_digest)
+            if switched(follower, self._truth, self._progress, embed, allow_missing=allow_missing):
                 logger.info("gallery %s: generation %d is active", self._gallery_id, generation)
                 self._store.generations(self._gallery_id)
                 return
             found = self.status(generation)
             # Nothing but changes that are being followed is worth waiting for.
-            lacking = found.missing and not found.pending and not allow_missing
-            if not found.complete or lacking or time.monotonic() >= deadline_s:
+            stays = found.missing and not found.pending and not allow_missing
+            if not found.complete or stays or time.monotonic() >= deadline_s:
                 raise GenerationNotReadyError(
                     self._gallery_id, generation, missing=found.missing, pending=found.pending
                 )
             time.sleep(LOOK_S)
-
-    def _switched(self, there: Generations, *, allow_missing: bool) -> bool:
-        """Switch to the other generation if it is ready; tell whether it is active."""
-        follower = self._follower(there)
-        found = self._progress(follower)
-        if not found.complete or found.pending > MOST_PENDING:
-            return False
-        if found.missing > found.pending and not allow_missing:
-            return False
-        # Before writers have to wait: whoever fills may be in the middle of something.
-        with follower.undisturbed(LONGEST_HOLD_S) as mine:
-            try:
-                return mine and self._switch(follower, allow_missing=allow_missing)
-            except GenerationMovedError:
-                return False
-
-    def _switch(self, follower: Follower, *, allow_missing: bool) -> bool:
-        source, embed = follower.source, self._embed_of(follower.target.spec.bundle_digest)
-        end_s = time.monotonic() + LONGEST_CATCH_UP_S
-        while self._progress(follower).pending > FEW_PENDING and time.monotonic() < end_s:
-            if not follower.step(embed, lambda: time.monotonic() > end_s):
-                break
-        with source.held():
-            end_s = time.monotonic() + LONGEST_HOLD_S
-            while follower.step(embed, lambda: time.monotonic() > end_s):
-                if time.monotonic() > end_s:
-                    return False
-            if self._truth.shared:
-                # What others wrote counts too.
-                source.follow(0)
-                follower.target.follow(0)
-            position, found = follower.position, self._progress(follower)
-            if position is None or found.pending or not found.complete or (found.missing and not allow_missing):
-                return False
-            return self._truth.switch(
-                source.stored, position.sequence, complete=not position.beyond, beyond=bool(found.missing)
-            )
 
     def supplied(self, generation: int) -> Follower | None:
         """Return the follower by which a generation can be given features; None: it is the active one."""
@@ -321,8 +201,9 @@ class GalleryGenerations:
 
     def let_go(self) -> None:
         """Leave the filling to other processes."""
-        other = self._store.generations(self._gallery_id).other
-        if other is not None and self._filling:
+        # Who claimed nothing need not ask the store, which may be out of reach.
+        other = self._store.generations(self._gallery_id).other if self._filling else None
+        if other is not None:
             self._truth.claim(other, 0)
 
     def delete_images(self, image_ids: Sequence[str], if_sequences: Mapping[str, int]) -> tuple[int, int]:

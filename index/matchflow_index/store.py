@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -18,14 +17,13 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from matchflow_index import cell_norms
 from matchflow_index.caches import GalleryCaches
 from matchflow_index.errors import (
-    FillingPausedError,
     GalleryNotFoundError,
     GenerationDroppedError,
     GenerationMovedError,
-    GenerationNotFoundError,
     StoreUnavailableError,
 )
 from matchflow_index.gallery import Gallery
+from matchflow_index.generation_filler import Filler
 from matchflow_index.generations import GalleryGenerations
 from matchflow_index.lmdb_environment import INITIAL_MAP_BYTES, MAX_MAP_BYTES
 from matchflow_index.lmdb_truth import LmdbTruth
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from matchflow_index.generations import EmbedOf
+    from matchflow_index.generation_progress import EmbedOf
     from matchflow_index.records import GallerySpec
     from matchflow_index.truth import Generations, StoredGallery, Truth
 
@@ -49,10 +47,6 @@ Result = TypeVar("Result")
 
 # Seconds that a thread waits for changes of others before it looks whether the store is closing.
 FOLLOW_S = 0.5
-# Seconds between two looks at whether there is anything to fill.
-IDLE_S = 0.25
-# How long a generation that could not be filled is left alone.
-REST_S = 5.0
 # How often a write is tried again that met a switch; each needs a switch of its own.
 MOST_SWITCHES = 20
 
@@ -72,8 +66,6 @@ class GalleryStore:
         self._loaded: dict[str, Gallery] = {}
         self._there: dict[str, Generations] = {}
         self._desks: dict[str, GalleryGenerations] = {}
-        self._complaints: dict[str, str] = {}
-        self._resting_until_s: dict[str, float] = {}
         self._embed_of: EmbedOf = lambda _: None
         self._reads_without_store_s = 0.0
         self._closed = False
@@ -250,32 +242,8 @@ class GalleryStore:
         """
         self._embed_of = embed_of
         if not self._read_only:
-            self._upkeep.start("fill", self._fill)
-
-    def _fill(self) -> bool:
-        busy = False
-        for stored in self._truth.others():
-            gallery_id = stored.spec.gallery_id
-            if time.monotonic() < self._resting_until_s.get(gallery_id, 0.0):
-                continue
-            try:
-                busy |= self.generations_of(gallery_id).fill(self._upkeep.stopped.is_set)
-                self._complaints.pop(gallery_id, None)
-            except (GalleryNotFoundError, GenerationNotFoundError, GenerationMovedError, FillingPausedError):
-                # It was dropped, deleted or switched to meanwhile, or waits for the model.
-                continue
-            except Exception as error:  # noqa: BLE001 - one gallery must not keep the others from being filled
-                self._complain(gallery_id, error)
-        if not busy:
-            self._upkeep.stopped.wait(IDLE_S)
-        return True
-
-    def _complain(self, gallery_id: str, error: Exception) -> None:
-        """Log why a generation is not filled, once, and let it rest for a while."""
-        if self._complaints.get(gallery_id) != str(error):
-            logger.error("the other generation of gallery %s is not filled: %s", gallery_id, error, exc_info=error)
-        self._resting_until_s[gallery_id] = time.monotonic() + REST_S
-        self._complaints[gallery_id] = str(error)
+            filler = Filler(self._truth, self.generations_of, self._upkeep.stopped)
+            self._upkeep.start("fill", filler.round)
 
     def _watch(self) -> bool:
         """Notice what others do to generations."""

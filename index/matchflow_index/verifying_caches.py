@@ -16,8 +16,8 @@ from matchflow_index.coarse import decode_coarse
 from matchflow_index.errors import CacheDamagedError
 from matchflow_index.findings import UNREADABLE, Finding
 from matchflow_index.records import RowLayout
-from matchflow_index.shelf import LARGEST_PX, NEVER, Slots
 from matchflow_index.slab import BLOCK_ROWS, CellSlab
+from matchflow_index.slots import LARGEST_PX, NEVER, Slots
 from matchflow_index.verifying_coarse import check_coarse
 
 if TYPE_CHECKING:

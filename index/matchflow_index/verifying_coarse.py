@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matchflow_index.coarse import CoarseIndex
-    from matchflow_index.shelf import Slots
     from matchflow_index.slab import CellSlab
+    from matchflow_index.slots import Slots
 
 STEP = 4_096
 # Queries that every live vector is compared with, and by how much a product may differ where 8 bits stand for a number.

@@ -12,7 +12,7 @@ from google.protobuf import empty_pb2
 
 from matchflow.v1 import generation_pb2, generation_pb2_grpc
 from matchflow_index.comparing import ComparisonQuery
-from matchflow_index.generations import GenerationState
+from matchflow_index.generation_progress import GenerationState
 from matchflow_service import fields, names
 from matchflow_service.conversions import default_rerank, grid_message, timestamp
 from matchflow_service.deadlines import Deadline
@@ -24,7 +24,8 @@ from matchflow_service.workers import on
 if TYPE_CHECKING:
     from matchflow_index import GalleryStore
     from matchflow_index.comparing import Comparison
-    from matchflow_index.generations import GalleryGenerations, GenerationStatus
+    from matchflow_index.generation_progress import GenerationStatus
+    from matchflow_index.generations import GalleryGenerations
     from matchflow_service.models import Models
     from matchflow_service.workers import Workers
 

@@ -23,7 +23,7 @@ from truth_samples import put, put_in
 
 from matchflow_index import GalleryStore, GenerationMovedError, GenerationNotFoundError, StoreUnavailableError
 from matchflow_index import redis_generations as redis_generations_module
-from matchflow_index.generations import GenerationState
+from matchflow_index.generation_progress import GenerationState
 from matchflow_index.redis_address import RedisAddress
 from matchflow_index.redis_sweeping import sweep_rows
 from matchflow_index.redis_truth import RedisTruth

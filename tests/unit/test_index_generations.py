@@ -28,13 +28,13 @@ from matchflow_index import (
     SequenceNotReachedError,
     StoreUnavailableError,
     following,
-    generations,
+    generation_progress,
 )
 from matchflow_index.backup import back_up
 from matchflow_index.compaction import compact
 from matchflow_index.comparing import ComparisonQuery, ScoreShift, compare
 from matchflow_index.gallery_stats import store_stats
-from matchflow_index.generations import GenerationState
+from matchflow_index.generation_progress import GenerationState
 from matchflow_index.opening import StorePlace
 from matchflow_index.records import GENERATION_STRIDE
 from matchflow_index.redis_address import RedisAddress
@@ -256,7 +256,7 @@ def test_images_without_a_picture_that_can_be_read_are_missing(
     found = desk.status(2)
     assert (found.state, found.missing, found.pending) == (GenerationState.INCOMPLETE, 3, 0)
     assert pages(desk, 2) == ["broken-000", "features-000", "features-001"]
-    monkeypatch.setattr(generations, "PAGE_LOOKS", 2)
+    monkeypatch.setattr(generation_progress, "PAGE_LOOKS", 2)
     assert pages(desk, 2) == ["broken-000", "features-000", "features-001"]
     assert pages(desk, 1) == []
 

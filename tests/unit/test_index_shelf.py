@@ -25,14 +25,15 @@ from index_samples import (
 )
 
 from matchflow_index import FeaturesRejectedError, ImageFilter, LabelCondition, SearchQuery, errors
-from matchflow_index import shelf as shelf_module
+from matchflow_index import slots as slots_module
 from matchflow_index.checks import check_features, check_image
 from matchflow_index.errors import CacheDamagedError
 from matchflow_index.flat_index import FlatIndex
 from matchflow_index.growing import GrowingArray
-from matchflow_index.shelf import Slots, Update
+from matchflow_index.shelf import Update
 from matchflow_index.shortlist import Shortlist, best_first, propose
 from matchflow_index.slab import CellSlab
+from matchflow_index.slots import Slots
 from matchflow_index.truth import Change, ChangeKind
 from matchflow_matching import MatchMode, MatchSettings, global_cosines, match
 
@@ -275,7 +276,7 @@ def test_columns_are_read_as_they_were_written_and_taken_as_they_are(kept: list[
     shelf.apply([*puts, *(removal(f"image-{k}", 20 + k) for k in sorted(gone))], 40)
     again = Slots.decode(shelf.slots.encode(), size=12)
     taken = shelf.slots.taken(np.array(kept, np.int64))
-    for name in shelf_module._COLUMNS:
+    for name in slots_module._COLUMNS:
         values = getattr(shelf.slots, name).values
         np.testing.assert_array_equal(getattr(again, name).values, values)
         np.testing.assert_array_equal(getattr(taken, name).values, values[kept])
